@@ -1,0 +1,211 @@
+"""Every error this package raises on purpose, as one tree.
+
+    VesperaError                     VESPERA_ERROR
+    ├── InvalidInput                 INVALID_INPUT         a value was refused; nothing changed
+    │   ├── InvalidProgress          INVALID_PROGRESS      not finite, negative, backwards, after the end
+    │   └── InvalidRoleFile          INVALID_ROLE_FILE     names the file and the line
+    ├── NotFound                     NOT_FOUND
+    │   ├── TaskNotFound             TASK_NOT_FOUND
+    │   ├── ExecutionNotFound        EXECUTION_NOT_FOUND
+    │   └── RoleNotFound             ROLE_NOT_FOUND
+    ├── Conflict                     CONFLICT              the request does not fit the present state
+    │   ├── InvalidTransitionError   INVALID_TRANSITION
+    │   ├── AlreadyExecuting         ALREADY_EXECUTING
+    │   ├── NotExecuting             NOT_EXECUTING
+    │   └── Fenced                   FENCED                somebody else owns this execution now
+    ├── PermissionDenied             PERMISSION_DENIED
+    ├── ExecutionError               EXECUTION_FAILED      the work itself failed (any code)
+    ├── StoreError                   STORE_ERROR
+    │   ├── StoreUnavailable         STORE_UNAVAILABLE     cannot be opened or written (permissions, disk full)
+    │   ├── StoreTooNew              STORE_TOO_NEW         written by a newer version
+    │   └── StoreDamaged             STORE_DAMAGED
+    ├── DataDirectoryInUse           DATA_DIRECTORY_IN_USE another process owns it
+    └── DaemonUnavailable            DAEMON_UNAVAILABLE    could not be started or does not answer
+
+`CancellationException` stands outside: it is how work stops, not a fault.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+
+class VesperaError(Exception):
+    """Base of all. `code` is stable and machine-readable; `hint` says what to do."""
+
+    code: ClassVar[str] = "VESPERA_ERROR"
+    default_hint: ClassVar[str] = ""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = self.default_hint if hint is None else hint
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"error_code", "error", "hint"}`: what every door shows."""
+        return {"error_code": self.error_code, "error": self.message, "hint": self.hint}
+
+    @property
+    def error_code(self) -> str:
+        return self.code
+
+
+class InvalidInput(VesperaError):
+    code = "INVALID_INPUT"
+
+
+class InvalidProgress(InvalidInput):
+    code = "INVALID_PROGRESS"
+
+
+class InvalidRoleFile(InvalidInput):
+    code = "INVALID_ROLE_FILE"
+
+
+class NotFound(VesperaError):
+    code = "NOT_FOUND"
+
+
+class TaskNotFound(NotFound):
+    code = "TASK_NOT_FOUND"
+    default_hint = "list_tasks shows the tasks of this data directory"
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"Task not found: {task_id}")
+        self.task_id = task_id
+
+
+class ExecutionNotFound(NotFound):
+    code = "EXECUTION_NOT_FOUND"
+    default_hint = "the task's status names its sessions"
+
+    def __init__(self, execution_id: str) -> None:
+        super().__init__(f"Execution not found: {execution_id}")
+        self.execution_id = execution_id
+
+
+class RoleNotFound(NotFound):
+    code = "ROLE_NOT_FOUND"
+    default_hint = "list_roles shows the roles that exist"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Role not found: {name}")
+        self.name = name
+
+
+class Conflict(VesperaError):
+    code = "CONFLICT"
+
+
+class InvalidTransitionError(Conflict):
+    """A status change that the table does not list. Nothing has changed."""
+
+    code = "INVALID_TRANSITION"
+
+    def __init__(self, old: str, new: str, allowed: tuple[str, ...]) -> None:
+        listed = ", ".join(allowed) if allowed else "nothing, it has ended"
+        super().__init__(f"Cannot go from {old} to {new}; allowed: {listed}")
+        self.old = old
+        self.new = new
+        self.allowed = allowed
+
+
+class AlreadyExecuting(Conflict):
+    code = "ALREADY_EXECUTING"
+    default_hint = "wait for it, or cancel it first"
+
+    def __init__(self, task_id: str, execution_id: str) -> None:
+        super().__init__(f"Task {task_id} is executing already (session {execution_id})")
+        self.task_id = task_id
+        self.execution_id = execution_id
+
+
+class NotExecuting(Conflict):
+    code = "NOT_EXECUTING"
+    default_hint = "start it with execute_task"
+
+
+class Fenced(Conflict):
+    code = "FENCED"
+
+
+class PermissionDenied(VesperaError):
+    code = "PERMISSION_DENIED"
+
+
+class ExecutionError(VesperaError):
+    """The work failed. Carries what the record of the failure needs.
+
+    `failure_code` classifies (retry rules match on it), `recoverable` says whether another
+    attempt can help, `context` is JSON-safe.
+    """
+
+    code = "EXECUTION_FAILED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        task_id: str | None = None,
+        recoverable: bool = True,
+        context: dict[str, Any] | None = None,
+        timestamp: datetime | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.failure_code = code or type(self).code
+        self.task_id = task_id
+        self.recoverable = recoverable
+        self.context = dict(context or {})
+        self.timestamp = timestamp or datetime.now(UTC)
+
+    @property
+    def error_code(self) -> str:
+        return self.failure_code
+
+    def to_dict(self) -> dict[str, Any]:
+        """The 003 record: code, message, task_id, timestamp, recoverable, context."""
+        return {
+            "code": self.failure_code,
+            "message": self.message,
+            "task_id": self.task_id,
+            "timestamp": self.timestamp.isoformat(),
+            "recoverable": self.recoverable,
+            "context": self.context,
+        }
+
+
+class StoreError(VesperaError):
+    code = "STORE_ERROR"
+
+
+class StoreUnavailable(StoreError):
+    code = "STORE_UNAVAILABLE"
+
+
+class StoreTooNew(StoreError):
+    code = "STORE_TOO_NEW"
+    default_hint = "upgrade vespera-exec, or name another folder in VESPERA_DATA_DIR"
+
+
+class StoreDamaged(StoreError):
+    code = "STORE_DAMAGED"
+    default_hint = "restore a backup, or move the data directory away"
+
+
+class DataDirectoryInUse(VesperaError):
+    code = "DATA_DIRECTORY_IN_USE"
+
+
+class DaemonUnavailable(VesperaError):
+    code = "DAEMON_UNAVAILABLE"
+
+
+class CancellationException(Exception):  # noqa: N818 - the name the seeds promise
+    """Raised by `CancellationToken.throw_if_cancelled`. The argument is the reason."""
+
+    @property
+    def reason(self) -> str:
+        return str(self)

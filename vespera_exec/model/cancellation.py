@@ -1,0 +1,151 @@
+"""How work is asked to stop: a token, linked to others, with deadlines judged when read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime
+
+from vespera_exec.errors import CancellationException, InvalidInput
+from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
+from vespera_exec.model.events import new_id
+
+Listener = Callable[["CancellationToken"], None]
+
+
+class CancellationToken:
+    """Thread-safe, first reason wins, never un-cancelled.
+
+    A child (`child`, `with_timeout`) is cancelled with its parent; `with_timeout` links both ways, so
+    it stands for the same request with a deadline added. A deadline needs no thread: it is judged
+    whenever the token is read, and `deadline` tells a loop when to look.
+    """
+
+    __slots__ = (
+        "__weakref__", "_cancelled_at", "_children", "_clock", "_listeners", "_lock", "_parent",
+        "_reason", "_timed_out", "_two_way", "deadline", "timeout_seconds", "token_id",
+    )  # fmt: skip
+
+    def __init__(self, *, clock: Clock = SYSTEM_CLOCK, token_id: str | None = None) -> None:
+        self.token_id = token_id or new_id()
+        self.timeout_seconds: float | None = None
+        self.deadline: float | None = None
+        """On the clock's monotonic scale, in seconds; None without a timeout."""
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._cancelled_at: datetime | None = None
+        self._reason = ""
+        self._timed_out = False
+        self._parent: CancellationToken | None = None
+        self._two_way = False
+        self._children: list[CancellationToken] = []
+        self._listeners: list[Listener] = []
+
+    def __repr__(self) -> str:
+        state = f"cancelled: {self._reason!r}" if self._cancelled_at else "live"
+        return f"<CancellationToken {self.token_id[:8]} {state}>"
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.is_cancellation_requested()
+
+    @property
+    def cancellation_reason(self) -> str:
+        return self._reason
+
+    @property
+    def cancelled_at(self) -> datetime | None:
+        return self._cancelled_at
+
+    @property
+    def timed_out(self) -> bool:
+        """It was a deadline that cancelled it, not a person."""
+        return self.is_cancellation_requested() and self._timed_out
+
+    def cancel(self, reason: str = "") -> bool:
+        """Cancel, and all that is linked. True for the call that did it, False when it was cancelled before."""
+        return self._cancel(reason, timed_out=False)
+
+    def is_cancellation_requested(self) -> bool:
+        if self._cancelled_at is not None:
+            return True
+        if self.deadline is not None and self._clock.monotonic() >= self.deadline:
+            self._cancel(f"Timeout after {self.timeout_seconds:g} seconds", timed_out=True)
+            return True
+        return False
+
+    def throw_if_cancelled(self) -> None:
+        """
+        Raises:
+            CancellationException: with the reason.
+        """
+        if self.is_cancellation_requested():
+            raise CancellationException(self._reason)
+
+    def child(self) -> CancellationToken:
+        """A token that is cancelled with this one, and may be cancelled alone."""
+        return self._link(two_way=False)
+
+    def with_timeout(self, seconds: float) -> CancellationToken:
+        """The same request with a deadline, `seconds` from now; 0 is over at once.
+
+        Raises:
+            InvalidInput: `seconds` is negative or not a number.
+        """
+        if not seconds >= 0:
+            raise InvalidInput(f"a timeout must not be negative: {seconds}")
+        child = self._link(two_way=True)
+        child.timeout_seconds = seconds
+        child.deadline = self._clock.monotonic() + seconds
+        child.is_cancellation_requested()
+        return child
+
+    def on_cancel(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener(token)` once, when cancelled, outside the lock; at once if it is. Returns the undo."""
+        with self._lock:
+            if self._cancelled_at is None:
+                self._listeners.append(listener)
+                return lambda: self._forget(listener)
+        listener(self)
+        return lambda: None
+
+    def _forget(self, listener: Listener) -> None:
+        with self._lock:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+    def _link(self, *, two_way: bool) -> CancellationToken:
+        child = CancellationToken(clock=self._clock, token_id=self.token_id if two_way else None)
+        child._parent = self
+        child._two_way = two_way
+        with self._lock:
+            if self._cancelled_at is None:
+                self._children.append(child)
+                return child
+        child._cancel(self._reason, timed_out=self._timed_out)
+        return child
+
+    def _cancel(self, reason: str, *, timed_out: bool) -> bool:
+        with self._lock:
+            if self._cancelled_at is not None:
+                return False
+            self._cancelled_at = self._clock.now()
+            self._reason = reason
+            self._timed_out = timed_out
+            listeners, self._listeners = self._listeners, []
+            children, self._children = self._children, []
+        for child in children:
+            child._cancel(reason, timed_out=timed_out)
+        if self._parent is not None:
+            if self._two_way:
+                self._parent._cancel(reason, timed_out=timed_out)
+            else:
+                self._parent._disown(self)
+        for listener in listeners:
+            listener(self)
+        return True
+
+    def _disown(self, child: CancellationToken) -> None:
+        with self._lock:
+            if child in self._children:
+                self._children.remove(child)

@@ -1,0 +1,115 @@
+"""One line of the log: what happened, to which execution, when."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
+
+# JSON as Python holds it. Everything in `details` and `progress_data` is of this kind.
+Json = Any
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionEvent:
+    """A fact, never changed.
+
+    `stream` is the execution it belongs to, or the task where it concerns the task as a whole;
+    `sequence` counts from 1 without a gap within the stream. `cursor` is its place in the global log:
+    None until committed.
+    """
+
+    event_type: EventType
+    event_id: str = field(default_factory=new_id)
+    timestamp: datetime = field(default_factory=_now)
+    task_id: str = ""
+    execution_id: str | None = None
+    step_id: str | None = None
+    sequence: int = 0
+    cursor: int | None = None
+    old_status: ExecutionStatus | None = None
+    new_status: ExecutionStatus | None = None
+    message: str = ""
+    phase: ExecutionPhase | None = None
+    progress_data: dict[str, Json] | None = None
+    details: dict[str, Json] = field(default_factory=dict[str, Json])
+    level: MessageLevel | None = None
+
+    @property
+    def stream(self) -> str:
+        return self.execution_id or self.task_id
+
+    @property
+    def id(self) -> str:
+        return self.event_id
+
+    @property
+    def type(self) -> EventType:
+        return self.event_type
+
+    @property
+    def session_id(self) -> str | None:
+        return self.execution_id
+
+    @property
+    def description(self) -> str:
+        return self.message
+
+    @property
+    def data(self) -> dict[str, Json]:
+        return self.details
+
+    def to_stream_message(self) -> dict[str, Json]:
+        """The one JSON shape of an event, on every door."""
+        return {
+            "event_id": self.event_id,
+            "timestamp": self.timestamp.isoformat(),
+            "type": self.event_type.value,
+            "status": {
+                "old": self.old_status.value if self.old_status else None,
+                "new": self.new_status.value if self.new_status else None,
+            },
+            "message": self.message,
+            "phase": self.phase.value if self.phase else None,
+            "progress": self.progress_data,
+            "details": self.details,
+            "task_id": self.task_id,
+            "execution_id": self.execution_id,
+            "step_id": self.step_id,
+            "level": self.level.value if self.level else None,
+            "sequence": self.sequence,
+            "cursor": self.cursor,
+        }
+
+    @classmethod
+    def from_stream_message(cls, data: dict[str, Json]) -> ExecutionEvent:
+        """The inverse of `to_stream_message`; unknown keys are ignored."""
+        status = data.get("status") or {}
+        return cls(
+            event_type=EventType(data["type"]),
+            event_id=data["event_id"],
+            timestamp=datetime.fromisoformat(data["timestamp"]),
+            task_id=data.get("task_id") or "",
+            execution_id=data.get("execution_id"),
+            step_id=data.get("step_id"),
+            sequence=data.get("sequence") or 0,
+            cursor=data.get("cursor"),
+            old_status=ExecutionStatus(status["old"]) if status.get("old") else None,
+            new_status=ExecutionStatus(status["new"]) if status.get("new") else None,
+            message=data.get("message") or "",
+            phase=ExecutionPhase(data["phase"]) if data.get("phase") else None,
+            progress_data=data.get("progress"),
+            details=data.get("details") or {},
+            level=MessageLevel(data["level"]) if data.get("level") else None,
+        )

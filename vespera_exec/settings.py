@@ -1,0 +1,109 @@
+"""Every limit and default, each settable by one `VESPERA_*` environment variable.
+
+Standard library only, so that a CLI command which merely asks the daemon starts at once.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vespera_exec import paths
+from vespera_exec.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The operator's choices. `max_concurrent` is `VESPERA_MAX_CONCURRENT`, and so on for each field."""
+
+    data_dir: Path
+    roles_dir: Path
+    # engine
+    max_concurrent: int = 4
+    max_queued: int = 10_000
+    cancel_grace_seconds: float = 3.0
+    completing_seconds: float = 10.0
+    default_timeout_seconds: float = 0.0  # 0: none, unless the role names one
+    sla_seconds: float = 3600.0
+    sample_seconds: float = 1.0  # 0: no usage sampling
+    progress_interval_ms: int = 20
+    cancelled_task_status: str = "cancelled"  # or "todo"
+    # doors
+    tcp: bool = True
+    tcp_host: str = "127.0.0.1"
+    tcp_port: int = 0
+    allow_command_over_tcp: bool = False
+    allowed_roots: tuple[Path, ...] = ()
+    body_limit_bytes: int = 4 * 1024 * 1024
+    idle_exit_seconds: float = 900.0  # 0: never
+    log_level: str = "info"
+    # sizes
+    title_limit: int = 500
+    description_limit: int = 100_000
+    inputs_limit_bytes: int = 262_144
+    result_limit_bytes: int = 1024 * 1024
+    output_limit_bytes: int = 8 * 1024 * 1024
+    events_in_memory: int = 1000
+    sessions_in_memory: int = 10
+    samples_in_memory: int = 1000
+    linger_ms: float = 2.0
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, *, cwd: Path | None = None, **given: Any) -> Settings:
+        """Settings from the environment; keyword arguments win over it.
+
+        Raises:
+            InvalidInput: a variable has a value that its setting cannot take.
+        """
+        environ = os.environ if environ is None else environ
+        cwd = cwd or Path.cwd()
+        values: dict[str, Any] = {
+            "data_dir": paths.find_data_dir(cwd, environ),
+            "roles_dir": paths.roles_dir(environ),
+        }
+        for field in fields(cls):
+            raw = environ.get(f"VESPERA_{field.name.upper()}")
+            if raw is not None and field.name not in ("data_dir", "roles_dir"):
+                values[field.name] = _parse(field.name, str(field.type), raw)
+        values.update(given)
+        loaded = cls(**values)
+        _check(loaded)
+        return loaded
+
+    @property
+    def database(self) -> Path:
+        return self.data_dir / paths.DATABASE
+
+
+def _parse(name: str, kind: str, raw: str) -> Any:
+    try:
+        match kind:
+            case "int":
+                return int(raw)
+            case "float":
+                return float(raw)
+            case "bool":
+                return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[raw.lower()]
+            case "tuple[Path, ...]":
+                return tuple(Path(part).expanduser().resolve() for part in raw.split(os.pathsep) if part)
+            case _:
+                return raw
+    except (ValueError, KeyError):
+        raise InvalidInput(f"VESPERA_{name.upper()}={raw!r} is not a {kind}") from None
+
+
+def _check(settings: Settings) -> None:
+    for name in ("max_concurrent", "max_queued", "title_limit", "output_limit_bytes", "body_limit_bytes"):
+        if getattr(settings, name) < 1:
+            raise InvalidInput(f"VESPERA_{name.upper()} must be at least 1")
+    if not 0 <= settings.tcp_port <= 65535:
+        raise InvalidInput("VESPERA_TCP_PORT must be between 0 and 65535")
+    if not 0 < settings.cancel_grace_seconds <= 4:
+        raise InvalidInput("VESPERA_CANCEL_GRACE_SECONDS must be above 0 and at most 4 (cancel takes 5 s in all)")
+    if settings.cancelled_task_status not in ("cancelled", "todo"):
+        raise InvalidInput("VESPERA_CANCELLED_TASK_STATUS is 'cancelled' or 'todo'")

@@ -203,7 +203,7 @@ class DaemonUnavailable(VesperaError):
     code = "DAEMON_UNAVAILABLE"
 
 
-class CancellationException(Exception):  # noqa: N818 - the name the seeds promise
+class CancellationException(Exception):
     """Raised by `CancellationToken.throw_if_cancelled`. The argument is the reason."""
 
     @property

@@ -5,12 +5,17 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
 
 # JSON as Python holds it. Everything in `details` and `progress_data` is of this kind.
 Json = Any
+
+
+def mapping(value: Json) -> dict[str, Json]:
+    """`value` where it is an object, else an empty one."""
+    return cast("dict[str, Json]", value) if isinstance(value, dict) else {}
 
 
 def new_id() -> str:
@@ -95,7 +100,7 @@ class ExecutionEvent:
     @classmethod
     def from_stream_message(cls, data: dict[str, Json]) -> ExecutionEvent:
         """The inverse of `to_stream_message`; unknown keys are ignored."""
-        status = data.get("status") or {}
+        status = mapping(data.get("status"))
         return cls(
             event_type=EventType(data["type"]),
             event_id=data["event_id"],

@@ -12,7 +12,20 @@ if TYPE_CHECKING:
 LOCAL = "local"
 
 # What a caller's environment may hand to the work it starts; everything else stays behind.
-CALLER_ENV = ("PATH", "VIRTUAL_ENV", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TERM", "SHELL", "TMPDIR")
+CALLER_ENV = (
+    "PATH",
+    "VIRTUAL_ENV",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "TERM",
+    "SHELL",
+    "TMPDIR",
+)
 
 
 def _no_env() -> Mapping[str, str]:

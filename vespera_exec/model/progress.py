@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 from vespera_exec.errors import InvalidProgress
-from vespera_exec.model.enums import ExecutionPhase, ProgressType
-from vespera_exec.model.events import Json
+from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, ProgressType
+from vespera_exec.model.events import ExecutionEvent, Json
 
 
 def _now() -> datetime:
@@ -161,6 +161,23 @@ class Progress:
     custom: Mapping[str, ProgressState] = field(default_factory=lambda: MappingProxyType({}))
     sequence: int = 0
 
+    def evolve(self, event: ExecutionEvent) -> Progress:
+        """The state after a `progress_update`, or after the completion, which alone sets 100."""
+        if event.event_type is EventType.STATUS_CHANGE and event.new_status is ExecutionStatus.COMPLETED:
+            overall = ProgressState(current=100.0, message=self.overall.message, updated_at=event.timestamp)
+            return replace(self, overall=overall, sequence=event.sequence)
+        if event.event_type is not EventType.PROGRESS_UPDATE:
+            return self
+        seen = event.details
+        overall, phases, custom = self.overall, self.phases, self.custom
+        if event.progress_data is not None:
+            overall = _state(event.progress_data, event.timestamp)
+        if (of_phase := seen.get("phase_progress")) is not None and event.phase is not None:
+            phases = {**phases, event.phase: _state(of_phase, event.timestamp)}
+        if (of_metric := seen.get("custom")) is not None:
+            custom = {**custom, seen["metric"]: _state(of_metric, event.timestamp)}
+        return replace(self, overall=overall, phases=phases, custom=custom, sequence=event.sequence)
+
     def to_dict(self) -> dict[str, Json]:
         return {
             "execution_id": self.execution_id,
@@ -179,3 +196,32 @@ class Progress:
             custom={name: ProgressState.from_dict(state) for name, state in data["custom"].items()},
             sequence=data["sequence"],
         )
+
+
+def measured(state: ProgressState) -> dict[str, Json]:
+    """A state as it stands in an event: current, total, percentage, message, and what differs from the default."""
+    data: dict[str, Json] = {
+        "current": state.current,
+        "total": state.total,
+        "percentage": state.get_percentage(),
+        "message": state.message,
+    }
+    if state.progress_type is not ProgressType.PERCENTAGE:
+        data["type"] = state.progress_type.value
+    if state.unit:
+        data["unit"] = state.unit
+    if state.details:
+        data["details"] = dict(state.details)
+    return data
+
+
+def _state(data: Mapping[str, Json], at: datetime) -> ProgressState:
+    return ProgressState(
+        ProgressType(data.get("type", "percentage")),
+        data["current"],
+        data["total"],
+        data.get("unit", ""),
+        data["message"],
+        data.get("details") or {},
+        at,
+    )

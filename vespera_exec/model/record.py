@@ -1,0 +1,93 @@
+"""What a task is, apart from its executions: folded from the log, stored as one row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from vespera_exec.model.enums import EventType, TaskStatus
+from vespera_exec.model.events import ExecutionEvent, Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """The fields of a task. Counters count ended executions over the task's whole life."""
+
+    task_id: str
+    title: str = ""
+    description: str = ""
+    assigned_role: str | None = None
+    inputs: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    priority: int = 5
+    sla_seconds: float | None = None
+    principal: str = "local"
+    status: TaskStatus = TaskStatus.TODO
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    current_execution_id: str | None = None
+    last_execution_id: str | None = None
+    retry_count: int = 0
+    max_retries: int = 3
+    last_error: str | None = None
+    execution_context: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    duration_sum: float = 0.0
+    sequence: int = 0
+
+    def evolve(self, event: ExecutionEvent) -> TaskRecord:
+        """The state after `event`."""
+        match event.event_type:
+            case EventType.TASK_CREATED | EventType.TASK_UPDATED:
+                changes = dict(event.details["fields"])
+                if "status" in changes:
+                    changes["status"] = TaskStatus(changes["status"])
+                made = event.timestamp if event.event_type is EventType.TASK_CREATED else self.created_at
+                return replace(self, **changes, created_at=made, updated_at=event.timestamp, sequence=event.sequence)
+            case EventType.STATUS_CHANGE if event.details.get("scope") == "task":
+                return replace(
+                    self,
+                    status=TaskStatus(event.details["new"]),
+                    updated_at=event.timestamp,
+                    sequence=event.sequence,
+                )
+            case _:
+                return self
+
+    def to_dict(self) -> dict[str, Json]:
+        return {
+            "task_id": self.task_id,
+            "title": self.title,
+            "description": self.description,
+            "assigned_role": self.assigned_role,
+            "inputs": dict(self.inputs),
+            "priority": self.priority,
+            "sla_seconds": self.sla_seconds,
+            "principal": self.principal,
+            "status": self.status.value,
+            "created_at": self.created_at.isoformat() if self.created_at else None,
+            "updated_at": self.updated_at.isoformat() if self.updated_at else None,
+            "current_execution_id": self.current_execution_id,
+            "last_execution_id": self.last_execution_id,
+            "retry_count": self.retry_count,
+            "max_retries": self.max_retries,
+            "last_error": self.last_error,
+            "execution_context": dict(self.execution_context),
+            "completed": self.completed,
+            "failed": self.failed,
+            "cancelled": self.cancelled,
+            "timed_out": self.timed_out,
+            "duration_sum": self.duration_sum,
+            "sequence": self.sequence,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Json]) -> TaskRecord:
+        values = dict(data)
+        values["status"] = TaskStatus(values["status"])
+        for name in ("created_at", "updated_at"):
+            values[name] = datetime.fromisoformat(values[name]) if values[name] else None
+        return cls(**values)

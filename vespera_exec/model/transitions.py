@@ -1,0 +1,95 @@
+"""Which status may follow which, and what each change announces."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vespera_exec.errors import InvalidTransitionError
+from vespera_exec.model.enums import EventType, ExecutionStatus, TaskStatus
+
+S = ExecutionStatus
+
+_WORKING: Final = (S.COMPLETING, S.PAUSED, S.CANCELLING, S.RECOVERING, S.FAILED, S.TIMED_OUT)
+
+ALLOWED: Final[dict[ExecutionStatus, tuple[ExecutionStatus, ...]]] = {
+    S.IDLE: (S.PENDING, S.PREPARING),
+    S.PENDING: (S.PREPARING, S.CANCELLED, S.TIMED_OUT, S.FAILED),
+    S.PREPARING: (S.VALIDATING, S.RUNNING, *_WORKING),
+    S.VALIDATING: (S.PREPARING, S.RUNNING, *_WORKING),
+    S.RUNNING: (S.COMPLETED, *_WORKING),
+    # From PAUSED only back to where it was paused; `allowed_from` narrows this.
+    S.PAUSED: (S.PREPARING, S.VALIDATING, S.RUNNING, S.RECOVERING, S.CANCELLING, S.FAILED, S.TIMED_OUT),
+    S.RECOVERING: (S.PREPARING, S.VALIDATING, S.RUNNING, S.CANCELLING, S.FAILED, S.TIMED_OUT),
+    S.COMPLETING: (S.COMPLETED, S.FAILED, S.TIMED_OUT),
+    S.CANCELLING: (S.CANCELLED,),
+    S.COMPLETED: (),
+    S.FAILED: (),
+    S.CANCELLED: (),
+    S.TIMED_OUT: (),
+}
+
+TASK_ALLOWED: Final[dict[TaskStatus, tuple[TaskStatus, ...]]] = {
+    TaskStatus.TODO: (TaskStatus.DOING, TaskStatus.CANCELLED, TaskStatus.DONE),
+    TaskStatus.DOING: (TaskStatus.DONE, TaskStatus.TODO, TaskStatus.FAILED, TaskStatus.CANCELLED),
+    TaskStatus.DONE: (TaskStatus.TODO,),
+    TaskStatus.FAILED: (TaskStatus.TODO,),
+    TaskStatus.CANCELLED: (TaskStatus.TODO,),
+}
+
+_ENTERED: Final[dict[ExecutionStatus, tuple[EventType, ...]]] = {
+    S.PAUSED: (EventType.EXECUTION_PAUSED,),
+    S.CANCELLING: (EventType.INFO,),
+    S.RECOVERING: (EventType.RECOVERY_INITIATED,),
+    S.COMPLETED: (EventType.EXECUTION_COMPLETED,),
+    S.FAILED: (EventType.EXECUTION_FAILED, EventType.ERROR),
+    S.TIMED_OUT: (EventType.EXECUTION_TIMEOUT,),
+    S.CANCELLED: (EventType.EXECUTION_CANCELLED,),
+}
+
+
+def allowed_from(status: ExecutionStatus, paused_from: ExecutionStatus | None = None) -> tuple[ExecutionStatus, ...]:
+    """What may follow `status`; out of PAUSED, the work goes back only to the status it was paused in."""
+    allowed = ALLOWED[status]
+    if status is S.PAUSED and paused_from is not None:
+        working = (S.PREPARING, S.VALIDATING, S.RUNNING)
+        return tuple(each for each in allowed if each not in working or each is paused_from)
+    return allowed
+
+
+def check(old: ExecutionStatus, new: ExecutionStatus, paused_from: ExecutionStatus | None = None) -> None:
+    """
+    Raises:
+        InvalidTransitionError: the table does not list it.
+    """
+    allowed = allowed_from(old, paused_from)
+    if new not in allowed:
+        raise InvalidTransitionError(old.value, new.value, tuple(each.value for each in allowed))
+
+
+def check_task(old: TaskStatus, new: TaskStatus) -> None:
+    """
+    Raises:
+        InvalidTransitionError: the table does not list it.
+    """
+    allowed = TASK_ALLOWED[old]
+    if new not in allowed:
+        raise InvalidTransitionError(old.value, new.value, tuple(each.value for each in allowed))
+
+
+def milestones(old: ExecutionStatus, new: ExecutionStatus) -> tuple[EventType, ...]:
+    """The annotations written with a change, after its `status_change`, in order."""
+    match old, new:
+        case S.IDLE, S.PENDING:
+            return (EventType.EXECUTION_CREATED, EventType.EXECUTION_QUEUED)
+        case S.IDLE, S.PREPARING:
+            return (EventType.EXECUTION_CREATED, EventType.EXECUTION_STARTED)
+        case S.PENDING, S.PREPARING:
+            return (EventType.EXECUTION_STARTED,)
+        case S.PAUSED, S.PREPARING | S.VALIDATING | S.RUNNING:
+            return (EventType.EXECUTION_RESUMED,)
+        case S.RECOVERING, S.PREPARING | S.VALIDATING | S.RUNNING:
+            return (EventType.INFO,)
+        case S.PREPARING | S.VALIDATING | S.RUNNING, S.RECOVERING:
+            return (EventType.RECOVERY_INITIATED, EventType.ERROR)
+        case _:
+            return _ENTERED.get(new, ())

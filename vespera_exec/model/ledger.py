@@ -78,7 +78,7 @@ class Ledger:
     after the lock is released.
     """
 
-    __slots__ = ("_depth", "_events", "_extra", "_listeners", "_lock", "_sequences", "_undo", "clock", "sink")
+    __slots__ = ("_after", "_depth", "_events", "_extra", "_listeners", "_lock", "_sequences", "_undo", "clock", "sink")
 
     def __init__(self, *, sink: Sink | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self.clock = clock
@@ -90,6 +90,7 @@ class Ledger:
         self._undo: dict[Part[Any], Any] = {}
         self._sequences: dict[str, int] = {}
         self._listeners: list[Callable[[ExecutionEvent], None]] = []
+        self._after: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
         self._lock.acquire()
@@ -110,7 +111,7 @@ class Ledger:
                 self._close()
         finally:
             self._events, self._extra = [], []
-            self._undo = {}
+            self._undo, self._after = {}, []
             self._depth = 0
             self._lock.release()
 
@@ -146,6 +147,10 @@ class Ledger:
         """Store a row in the same transaction as the running decision."""
         self._extra.append(row)
 
+    def afterwards(self, call: Callable[[], None]) -> None:
+        """Call once the running decision is closed and heard, still under the lock; not at all if it is undone."""
+        self._after.append(call)
+
     def resume_at(self, stream: str, sequence: int) -> None:
         """Go on counting a stream that an earlier owner wrote."""
         self._sequences[stream] = max(sequence, self._sequences.get(stream, 0))
@@ -176,6 +181,8 @@ class Ledger:
         for listener in tuple(self._listeners):
             for event in self._events:
                 listener(event)
+        for call in self._after:
+            call()
 
     def _roll_back(self) -> None:
         for part, value in self._undo.items():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 
 from vespera_exec.errors import InvalidProgress
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, ProgressType
-from vespera_exec.model.events import ExecutionEvent, Json
+from vespera_exec.model.events import ExecutionEvent, Json, mapping
 
 
 def _now() -> datetime:
@@ -159,13 +159,23 @@ class Progress:
     overall: ProgressState = field(default_factory=ProgressState)
     phases: Mapping[ExecutionPhase, ProgressState] = field(default_factory=lambda: MappingProxyType({}))
     custom: Mapping[str, ProgressState] = field(default_factory=lambda: MappingProxyType({}))
+    completed: bool = False
     sequence: int = 0
+
+    @property
+    def percentage(self) -> float | None:
+        """What is shown: 0 to 99, and 100 only when the execution is COMPLETED; None while indeterminate."""
+        shown = self.overall.get_percentage()
+        return shown if shown is None or self.completed else min(shown, 99.0)
 
     def evolve(self, event: ExecutionEvent) -> Progress:
         """The state after a `progress_update`, or after the completion, which alone sets 100."""
         if event.event_type is EventType.STATUS_CHANGE and event.new_status is ExecutionStatus.COMPLETED:
             overall = ProgressState(current=100.0, message=self.overall.message, updated_at=event.timestamp)
-            return replace(self, overall=overall, sequence=event.sequence)
+            return replace(self, overall=overall, completed=True, sequence=event.sequence)
+        if event.event_type is EventType.PHASE_CHANGE and event.phase is not None and event.phase not in self.phases:
+            entered = {**self.phases, event.phase: ProgressState(updated_at=event.timestamp)}
+            return replace(self, phases=entered, sequence=event.sequence)
         if event.event_type is not EventType.PROGRESS_UPDATE:
             return self
         seen = event.details
@@ -174,8 +184,8 @@ class Progress:
             overall = _state(event.progress_data, event.timestamp)
         if (of_phase := seen.get("phase_progress")) is not None and event.phase is not None:
             phases = {**phases, event.phase: _state(of_phase, event.timestamp)}
-        if (of_metric := seen.get("custom")) is not None:
-            custom = {**custom, seen["metric"]: _state(of_metric, event.timestamp)}
+        if of_metrics := mapping(seen.get("custom")):
+            custom = {**custom, **{name: _state(state, event.timestamp) for name, state in of_metrics.items()}}
         return replace(self, overall=overall, phases=phases, custom=custom, sequence=event.sequence)
 
     def to_dict(self) -> dict[str, Json]:
@@ -184,6 +194,7 @@ class Progress:
             "overall": self.overall.to_dict(),
             "phases": {phase.value: state.to_dict() for phase, state in self.phases.items()},
             "custom": {name: state.to_dict() for name, state in self.custom.items()},
+            "completed": self.completed,
             "sequence": self.sequence,
         }
 
@@ -194,8 +205,36 @@ class Progress:
             overall=ProgressState.from_dict(data["overall"]),
             phases={ExecutionPhase(name): ProgressState.from_dict(state) for name, state in data["phases"].items()},
             custom={name: ProgressState.from_dict(state) for name, state in data["custom"].items()},
+            completed=data["completed"],
             sequence=data["sequence"],
         )
+
+
+CustomMetric = Callable[[Progress, float], ProgressState | float | None]
+"""A computed metric: `(progress, elapsed_seconds)` to its value, or None where it has none yet."""
+
+PHASE_WINDOWS: Mapping[ExecutionPhase, tuple[float, float]] = MappingProxyType(
+    {
+        ExecutionPhase.VALIDATION: (0.0, 10.0),
+        ExecutionPhase.SETUP: (10.0, 25.0),
+        ExecutionPhase.EXECUTION: (30.0, 90.0),
+        ExecutionPhase.CLEANUP: (90.0, 95.0),
+        ExecutionPhase.FINALIZATION: (95.0, 99.0),
+    }
+)
+"""Where the progress of a phase stands in the overall percentage."""
+
+
+def rolled_up(overall: ProgressState, phase: ExecutionPhase, state: ProgressState, *, reset: bool) -> ProgressState:
+    """The overall progress after a phase reported: never lower, unless the report was a reset."""
+    window, percentage = PHASE_WINDOWS.get(phase), state.get_percentage()
+    message = state.message or overall.message
+    if window is None or percentage is None:
+        return replace(overall, message=message, updated_at=state.updated_at)
+    reached = window[0] + percentage / 100.0 * (window[1] - window[0])
+    if not reset:
+        reached = max(reached, overall.get_percentage() or 0.0)
+    return ProgressState(current=reached, message=message, updated_at=state.updated_at)
 
 
 def measured(state: ProgressState) -> dict[str, Json]:

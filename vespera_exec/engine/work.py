@@ -135,3 +135,15 @@ class WorkResult:
     returncode: int | None = None
     quality_score: float | None = None
     warnings: tuple[str, ...] = ()
+
+
+class RetryRule(Protocol):
+    """When a failed attempt is followed by another."""
+
+    def applies(self, error_code: str, failed_attempts: int) -> bool:
+        """Whether the run goes on after its `failed_attempts`-th failure (1 for the first)."""
+        ...
+
+    def delay(self, failed_attempts: int) -> float:
+        """Seconds to wait before the next attempt."""
+        ...

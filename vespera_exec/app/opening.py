@@ -1,0 +1,73 @@
+"""The composition root: takes the lock, opens the store, wires engine, monitoring and roles together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from roles.registry import RoleRegistry
+from vespera_exec import paths
+from vespera_exec.app.service import Vespera
+from vespera_exec.engine.engine import Engine, EngineOptions
+from vespera_exec.engine.processes import become_subreaper, sweep
+from vespera_exec.engine.running import Job
+from vespera_exec.monitoring.sampler import UsageSampler
+from vespera_exec.settings import Settings
+from vespera_exec.store.lock import OwnerLock
+from vespera_exec.store.store import Store
+
+Purpose = Literal["daemon", "in-process", "library"]
+_log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def opened(
+    path: str | Path | None = None, *, settings: Settings | None = None, purpose: Purpose = "library"
+) -> AsyncIterator[Vespera]:
+    """`Vespera.open`. Leaving the context ends what runs; the next owner says so in its record."""
+    settings = settings or Settings.load()
+    if path is not None:
+        settings = replace(settings, data_dir=Path(path).expanduser().resolve())
+    owner = f"{purpose}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    with OwnerLock.acquire(settings.data_dir, purpose=purpose):
+        # A daemon has no children but its own shims; an embedding program may have others.
+        adopts = purpose == "daemon" and become_subreaper()
+        async with Store.open(settings) as store:
+            unfinished = await store.queries.unfinished()
+            left = sweep([life.execution_id for life, _ in unfinished])
+            if left:
+                _log.warning("Ended %d processes that a dead owner had left", left)
+            roles = RoleRegistry.load(settings.roles_dir)
+            finished: list[Vespera] = []
+
+            def on_done(job: Job) -> None:
+                finished[0].finished(job)
+
+            async with UsageSampler(interval_seconds=settings.sample_seconds or 1.0) as sampler:
+                engine = Engine(
+                    store.journal,
+                    owner=owner,
+                    scratch_root=settings.data_dir / paths.SCRATCH,
+                    open_output=store.open_output,
+                    sampler=sampler if settings.sample_seconds else None,
+                    on_done=on_done,
+                    options=EngineOptions(
+                        max_concurrent=settings.max_concurrent,
+                        result_limit_bytes=settings.result_limit_bytes,
+                        read_interval=settings.progress_interval_ms / 1000,
+                        adopts_orphans=adopts,
+                    ),
+                )
+                vespera = Vespera(settings=settings, store=store, engine=engine, roles=roles, owner=owner)
+                finished.append(vespera)
+                async with engine.running():
+                    for life, progress in unfinished:
+                        await vespera.resume(life, progress)
+                    await store.journal.sync()
+                    yield vespera

@@ -1,0 +1,849 @@
+"""The use cases, each once: what every door shows a skin of."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import anyio
+import orjson
+
+from roles.definition import Role
+from roles.execution import RoleExecutor
+from roles.registry import RoleRegistry
+from vespera_exec import __version__
+from vespera_exec.app import checks, present, views
+from vespera_exec.engine.engine import Engine
+from vespera_exec.engine.running import Job, Policy
+from vespera_exec.engine.work import Work, WorkResult
+from vespera_exec.errors import (
+    AlreadyExecuting,
+    Conflict,
+    ExecutionNotFound,
+    InvalidInput,
+    PermissionDenied,
+    RoleNotFound,
+    TaskNotFound,
+)
+from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
+from vespera_exec.model.enums import RESOURCE_UNITS, EventType, ExecutionStatus, TaskStatus
+from vespera_exec.model.events import Json, mapping
+from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.principal import Caller
+from vespera_exec.model.progress import Progress
+from vespera_exec.model.record import TaskRecord
+from vespera_exec.model.session import ExecutionSession
+from vespera_exec.model.task import Task
+from vespera_exec.monitoring.eta import NaiveEstimator
+from vespera_exec.settings import Settings
+from vespera_exec.store.feed import StoredEvent
+from vespera_exec.store.output import read_output
+from vespera_exec.store.store import Store
+
+if TYPE_CHECKING:
+    from vespera_exec.app.opening import Purpose
+
+COMMAND_ROLE = "command"
+_END_OF_RUN = frozenset(
+    {
+        EventType.EXECUTION_COMPLETED,
+        EventType.EXECUTION_FAILED,
+        EventType.EXECUTION_CANCELLED,
+        EventType.EXECUTION_TIMEOUT,
+    }
+)
+_MAX_EVENTS = 1000
+_HISTORY = 10
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What an id stands for: a task, and the session that is meant (its current or last one for a task id)."""
+
+    record: TaskRecord
+    life: Lifecycle | None
+    progress: Progress | None
+    session: ExecutionSession | None
+    by_session: bool
+
+
+class Vespera:
+    """Tasks, executions, events and results of one data directory.
+
+    Made by `Vespera.open`. Every use case takes the caller first; an id is a task id, a session id or a
+    unique prefix (six characters at least) of either.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        engine: Engine,
+        roles: RoleRegistry,
+        owner: str,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.settings = settings
+        self.roles = roles
+        self.started_at = datetime.now(UTC)
+        self.version = __version__
+        self._store = store
+        self._engine = engine
+        self._owner = owner
+        self._clock = clock
+        self._executor = RoleExecutor()
+        self._estimator = NaiveEstimator()
+        self._tasks: WeakValueDictionary[str, Task] = WeakValueDictionary()
+        self._active: dict[str, Task] = {}
+        self._keys: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
+
+    @classmethod
+    def open(
+        cls, path: str | Path | None = None, *, settings: Settings | None = None, purpose: Purpose = "library"
+    ) -> AbstractAsyncContextManager[Vespera]:
+        """Own a data directory for as long as the context lasts.
+
+        Raises:
+            DataDirectoryInUse: a daemon or another program owns it.
+            StoreUnavailable, StoreTooNew, StoreDamaged: it cannot be opened; the hint says what to do.
+        """
+        from vespera_exec.app.opening import opened
+
+        return opened(path, settings=settings, purpose=purpose)
+
+    # making and starting
+
+    async def create_task(self, caller: Caller, new: views.NewTask) -> views.TaskView:
+        """A task that waits to be executed; on disk when this returns.
+
+        Raises:
+            InvalidInput: title, description or inputs are refused.
+            RoleNotFound, PermissionDenied: the role named is unknown, or not this caller's.
+            StoreUnavailable: nothing new can be written now.
+        """
+        _require(caller, "operate")
+        self._store.journal.check_writable()
+        async with self._once(caller, "create", new.idempotency_key) as known:
+            if known is not None:
+                return present.task(await self._record(known[0]), repeated=True)
+            role = self._role(caller, new.role) if new.role is not None else None
+            task = self._new_task(caller, new.title, new.description, role, new.inputs, new.priority, new=new)
+            if new.idempotency_key is not None:
+                with task.ledger:
+                    task.remember_key(caller.principal, "create", new.idempotency_key)
+            await self._store.journal.sync()
+        return present.task(task.record)
+
+    async def execute_task(self, caller: Caller, request: views.Execute) -> views.Handle:
+        """Queue a run; its acceptance is on disk when this returns, or its end, within `wait_ms`.
+
+        Raises:
+            InvalidInput: neither or both of `task_id` and `title`, or values that the role refuses.
+            TaskNotFound, RoleNotFound, PermissionDenied.
+            AlreadyExecuting: the task runs.
+            Conflict: the queue is full.
+            StoreUnavailable: nothing new can be written now.
+        """
+        _require(caller, "operate")
+        self._store.journal.check_writable()
+        async with self._once(caller, "execute", request.idempotency_key) as known:
+            if known is not None:
+                return await self._repeated(known[0], known[1])
+            cursor = self._store.journal.head
+            task, role, inputs = await self._task_to_execute(caller, request)
+            if self._engine.queued >= self.settings.max_queued:
+                raise Conflict(f"the queue is full ({self._engine.queued} wait)", hint="try again later")
+            job = self._enqueue(task, role, inputs, caller, request)
+            self._active[task.id] = task
+            await self._store.journal.sync()
+            run = self._engine.submit(job)
+        if request.wait_ms:
+            with anyio.move_on_after(request.wait_ms / 1000):
+                await run.done.wait()
+        return self._handle(run.session.lifecycle, cursor, done=run.done.is_set())
+
+    async def cancel(
+        self, caller: Caller, any_id: str, *, reason: str = "User requested", wait_ms: int = 0
+    ) -> views.Cancelled:
+        """Ask the running execution to stop; on disk when this returns, and over, within `wait_ms`.
+
+        Refused (`success` False, with the reason) where nothing runs or it is already completing.
+
+        Raises:
+            TaskNotFound: the id is unknown.
+        """
+        _require(caller, "operate")
+        found = await self._find(any_id)
+        session = found.session
+        if session is None or session.lifecycle.status.is_terminal:
+            life = found.life
+            why = f"it has ended ({life.status.value})" if life else "it was never executed"
+            return views.Cancelled(
+                success=False,
+                message="Cancellation not possible",
+                reason=why,
+                status=life.status.value if life else ExecutionStatus.IDLE.value,
+                session_id=life.execution_id if life else None,
+            )
+        before = session.lifecycle.status
+        accepted = session.request_cancellation(checks.reason(reason))
+        if not accepted:
+            return views.Cancelled(
+                success=False,
+                message="Cancellation not possible",
+                reason=f"it is {session.lifecycle.status.value} already",
+                status=session.lifecycle.status.value,
+                session_id=session.session_id,
+            )
+        run = self._engine.run_of(session.task_id)
+        if wait_ms and run is not None:
+            with anyio.move_on_after(wait_ms / 1000):
+                await run.done.wait()
+        elif self._store.journal.fault is None:
+            await self._store.journal.sync()
+        life = session.lifecycle
+        return views.Cancelled(
+            success=True,
+            message="Cancellation requested",
+            status=life.status.value,
+            session_id=life.execution_id,
+            already_requested=before is ExecutionStatus.CANCELLING,
+            rung=life.outcome.get("rung"),
+        )
+
+    # asking
+
+    async def list_tasks(
+        self,
+        caller: Caller,
+        *,
+        status: str | None = None,
+        role: str | None = None,
+        text: str | None = None,
+        limit: int = 20,
+        page: str | None = None,
+    ) -> views.TaskPage:
+        """Tasks, newest change first. `status` is a task's or an execution's; `page` comes from the last page.
+
+        Raises:
+            InvalidInput: an unknown status, a limit outside 1 to 200, a page token that is not ours.
+        """
+        _require(caller, "read")
+        if not 1 <= limit <= 200:
+            raise InvalidInput("limit is between 1 and 200")
+        await self._settled()
+        found = await self._store.queries.list_tasks(
+            status=_task_status(status), role=role, text=text, limit=limit, page_token=page
+        )
+        rows = [
+            views.TaskRow(
+                task_id=row.task.task_id,
+                title=row.task.title,
+                role=row.task.assigned_role,
+                status=row.task.status.value,
+                execution_status=row.execution_status.value if row.execution_status else None,
+                session_id=row.execution_id,
+                percentage=row.percentage,
+                updated_at=row.task.updated_at or self.started_at,
+            )
+            for row in found.items
+        ]
+        return views.TaskPage(tasks=rows, next_page=found.next_token, total=found.total)
+
+    async def get_task(self, caller: Caller, any_id: str) -> views.TaskView:
+        _require(caller, "read")
+        return present.task((await self._find(any_id)).record)
+
+    def list_roles(self, caller: Caller) -> views.RoleList:
+        """The roles there are, whether this caller may use each, and the role files that are broken."""
+        _require(caller, "read")
+        shown = [
+            views.RoleView(
+                name=role.name,
+                description=role.description,
+                runner=role.runner,
+                inputs=role.input_schema(),
+                allowed=self._permits(caller, role),
+                origin=role.source if role.source in ("builtin", "program") else "operator",
+            )
+            for role in self.roles.all()
+        ]
+        return views.RoleList(roles=shown, problems=list(self.roles.problems))
+
+    async def get_status(self, caller: Caller, any_id: str, *, detail: bool = False) -> views.Status:
+        """Where it stands: the running session, else the last that ended.
+
+        Raises:
+            TaskNotFound: the id is unknown.
+        """
+        _require(caller, "read")
+        found = await self._find(any_id)
+        life = found.life
+        status = life.status if life is not None else ExecutionStatus.IDLE
+        recent = None
+        if detail:
+            head = self._store.journal.head
+            events = await self._store.feed.recent(task_id=found.record.task_id, limit=5) if head else []
+            recent = [event.message() for event in events]
+        return views.Status(
+            executing=status.is_active,
+            status=status.value,
+            lifecycle=status.lifecycle,
+            session_id=life.execution_id if life else None,
+            task_id=found.record.task_id,
+            title=found.record.title,
+            task_status=found.record.status.value,
+            done=self._is_done(found),
+            cursor=self._store.journal.head,
+            session=await self._summary(found, detail=detail) if life is not None else None,
+            legacy_compatibility=present.legacy(found.record),
+            recent_events=recent,
+        )
+
+    async def get_progress(self, caller: Caller, any_id: str) -> views.ProgressInfo | None:
+        """Document 004's progress body, or None where none was ever recorded."""
+        _require(caller, "read")
+        found = await self._find(any_id)
+        if found.life is None or found.progress is None:
+            return None
+        return present.steps(found.life, found.progress)
+
+    async def read_events(
+        self, caller: Caller, any_id: str, *, cursor: int = 0, wait_ms: int = 0, max_events: int = 100
+    ) -> views.EventPage:
+        """Events after `cursor`, in order, without gap; waits up to `wait_ms` where there are none yet.
+
+        For a task id: of the task and all its executions, and `done` speaks of its run. For a session id:
+        of that session alone.
+
+        Raises:
+            InvalidInput: a negative cursor, or `max_events` outside 1 to 1000.
+        """
+        events, done, status = await self._read(caller, any_id, cursor, wait_ms, max_events)
+        return views.EventPage(
+            events=[event.message() for event in events],
+            next_cursor=events[-1].cursor if events else max(cursor, 0),
+            done=done,
+            status=status,
+        )
+
+    async def follow_events(self, caller: Caller, any_id: str, *, cursor: int = 0) -> AsyncIterator[StoredEvent]:
+        """History after `cursor`, then live, in order, without gap or repeat; ends when the run has ended."""
+        done = False
+        while not done:
+            events, done, _ = await self._read(caller, any_id, cursor, 15_000, 200)
+            for event in events:
+                yield event
+                cursor = event.cursor
+
+    async def get_result(
+        self, caller: Caller, any_id: str, *, output_offset: int | None = None, output_limit: int = 0
+    ) -> views.Result:
+        """The result of the last session, and, with `output_limit`, what the work wrote (its tail without an offset)."""
+        _require(caller, "read")
+        found = await self._find(any_id)
+        life = found.life
+        if life is None:
+            raise Conflict("the task was never executed", hint="start it with execute_task")
+        done = self._is_done(found)
+        record = await self._store.queries.get_result(life.execution_id) if life.status.is_terminal else None
+        output = None
+        if output_limit:
+            output = await self._output(
+                life.execution_id, "combined", output_offset, output_limit, ended=life.status.is_terminal
+            )
+        return views.Result(
+            task_id=life.task_id,
+            run_id=life.run_id,
+            session_id=life.execution_id,
+            status=life.status.value,
+            done=done,
+            result=orjson.loads(record.body) if record else None,
+            result_truncated=bool(record and record.truncated),
+            error=present.error(life) if life.status.is_terminal else None,
+            output=output,
+        )
+
+    async def read_output(
+        self,
+        caller: Caller,
+        any_id: str,
+        *,
+        stream: str = "combined",
+        offset: int = 0,
+        limit: int = 65_536,
+        wait_ms: int = 0,
+    ) -> views.OutputPage:
+        """What the work wrote, from `offset` on; waits up to `wait_ms` for more while it runs.
+
+        Raises:
+            InvalidInput: an unknown stream, a negative offset, a limit outside 1 to 1 MiB.
+        """
+        _require(caller, "read")
+        if stream not in ("combined", "stdout", "stderr"):
+            raise InvalidInput("stream is combined, stdout or stderr")
+        if offset < 0 or not 1 <= limit <= 1024 * 1024:
+            raise InvalidInput("offset is at least 0 and limit between 1 and 1048576")
+        deadline = self._clock.monotonic() + min(wait_ms, 25_000) / 1000
+        while True:
+            found = await self._find(any_id)
+            if found.life is None:
+                raise Conflict("the task was never executed", hint="start it with execute_task")
+            ended = found.life.status.is_terminal
+            page = await self._output(found.life.execution_id, stream, offset, limit, ended=ended)
+            if page.text or ended or self._clock.monotonic() >= deadline:
+                return page
+            await anyio.sleep(0.1)
+
+    async def get_metrics(self, caller: Caller, any_id: str) -> views.Metrics:
+        """Totals, rates and durations over all executions of the task."""
+        _require(caller, "read")
+        found = await self._find(any_id)
+        await self._settled()
+        record = found.record
+        seen = await self._store.queries.task_statistics(record.task_id)
+        judged = seen.completed + seen.failed + seen.timed_out
+        rate = seen.completed / judged if judged else None
+        return views.Metrics(
+            task_id=record.task_id,
+            total_executions=judged + seen.cancelled,
+            completed=seen.completed,
+            failed=seen.failed,
+            cancelled=seen.cancelled,
+            timed_out=seen.timed_out,
+            success_rate=rate,
+            success_rate_percent=rate * 100 if rate is not None else None,
+            average_duration_seconds=seen.average_seconds,
+            min_duration_seconds=seen.min_seconds,
+            max_duration_seconds=seen.max_seconds,
+            p50_duration_seconds=seen.p50_seconds,
+            p95_duration_seconds=seen.p95_seconds,
+            p99_duration_seconds=seen.p99_seconds,
+            retry_count=record.retry_count,
+            last_error=record.last_error,
+            phase_seconds=_phase_seconds(found.life),
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs, waits or backs off."""
+        return self._engine.idle
+
+    def describe(
+        self, *, url: str | None = None, tcp_problem: str | None = None, connections: int = 0
+    ) -> views.DaemonView:
+        import os
+
+        fault = self._store.journal.fault
+        return views.DaemonView(
+            version=self.version,
+            pid=os.getpid(),
+            started_at=self.started_at,
+            data_dir=str(self.settings.data_dir),
+            url=url,
+            tcp_problem=tcp_problem,
+            running=self._engine.active,
+            queued=self._engine.queued,
+            head=self._store.journal.head,
+            connections=connections,
+            store_fault=str(fault) if fault else None,
+        )
+
+    # finding
+
+    async def _find(self, any_id: str) -> _Found:
+        if task := self._tasks.get(any_id):
+            return self._live(task, None)
+        record = await self._store.queries.get_task(any_id)
+        task_id, execution_id = (any_id, None) if record else (None, None)
+        if task_id is None:
+            for task in self._active.values():
+                session = task.execution.current_session
+                if session is not None and session.session_id == any_id:
+                    return self._live(task, any_id)
+            located = await self._store.queries.locate(any_id)
+            if located is None:
+                raise TaskNotFound(any_id[:100])
+            task_id, execution_id = located
+        if (task := self._tasks.get(task_id)) is not None:
+            session = task.execution.current_session
+            if execution_id is None or (session is not None and session.session_id == execution_id):
+                return self._live(task, execution_id)
+        record = record or await self._record(task_id)
+        wanted = execution_id or record.current_execution_id or record.last_execution_id
+        stored = await self._store.queries.get_execution(wanted) if wanted else None
+        if execution_id is not None and stored is None:
+            raise ExecutionNotFound(execution_id)
+        life, progress = stored if stored else (None, None)
+        return _Found(record, life, progress, None, execution_id is not None)
+
+    def _live(self, task: Task, execution_id: str | None) -> _Found:
+        execution = task.execution
+        session = execution.current_session or execution.last_session
+        by_session = execution_id is not None
+        if session is None:
+            return _Found(task.record, None, None, None, by_session)
+        return _Found(task.record, session.lifecycle, session.progress, session, by_session)
+
+    async def _record(self, task_id: str) -> TaskRecord:
+        if task := self._tasks.get(task_id):
+            return task.record
+        record = await self._store.queries.get_task(task_id)
+        if record is None:
+            raise TaskNotFound(task_id)
+        return record
+
+    async def _task(self, any_id: str) -> Task:
+        """The live task: one object per task in this process, however many ask at once."""
+        found = await self._find(any_id)
+        task_id = found.record.task_id
+        if (task := self._tasks.get(task_id)) is None:
+            task = Task.restored(found.record, **self._task_options())
+            self._tasks[task_id] = task
+        return task
+
+    def _is_done(self, found: _Found) -> bool:
+        """The run that is meant has ended, and its end is on disk."""
+        if found.life is None or not found.life.status.is_terminal:
+            return False
+        run = self._engine.run_of(found.record.task_id)
+        if run is None:
+            return True
+        return found.by_session and run.session.session_id != found.life.execution_id
+
+    async def _read(
+        self, caller: Caller, any_id: str, cursor: int, wait_ms: int, max_events: int
+    ) -> tuple[list[StoredEvent], bool, str | None]:
+        _require(caller, "read")
+        if cursor < 0 or not 1 <= max_events <= _MAX_EVENTS:
+            raise InvalidInput(f"cursor is at least 0 and max_events between 1 and {_MAX_EVENTS}")
+        found = await self._find(any_id)
+        task_id, execution_id = found.record.task_id, None
+        if found.by_session and found.life is not None:
+            execution_id = found.life.execution_id
+        deadline = self._clock.monotonic() + max(0, min(wait_ms, 25_000)) / 1000
+        while True:
+            # Judged before reading: an end that was on disk then is among the events read now.
+            done = self._is_done(found) or found.life is None
+            events = await self._store.feed.read(
+                after=cursor, task_id=task_id, execution_id=execution_id, limit=max_events
+            )
+            left = deadline - self._clock.monotonic()
+            if not done and events and events[-1].event_type in _END_OF_RUN:
+                if (run := self._engine.run_of(task_id)) is not None:
+                    with anyio.move_on_after(1):
+                        await run.done.wait()
+                found = await self._find(any_id)
+                done = self._is_done(found)
+                if done:
+                    more = await self._store.feed.read(
+                        after=events[-1].cursor, task_id=task_id, execution_id=execution_id, limit=max_events
+                    )
+                    events, done = [*events, *more][:max_events], len(events) + len(more) <= max_events
+            elif len(events) >= max_events:
+                done = False
+            status = found.life.status.value if found.life else None
+            if events or done or left <= 0:
+                return events, done and found.life is not None, status
+            await self._store.feed.wait(after=cursor, task_id=task_id, execution_id=execution_id, timeout=left)
+            found = await self._find(any_id)
+
+    async def _summary(self, found: _Found, *, detail: bool) -> views.Summary:
+        assert found.life is not None
+        assert found.progress is not None
+        life, session = found.life, found.session
+        history: list[float] = []
+        if life.status.is_active and life.role_name:
+            history = await self._store.queries.durations(role=life.role_name, limit=_HISTORY)
+        usage = present.peaks(life)
+        if session is not None and not life.status.is_terminal:
+            peaks = session.peak_resource_usage
+            usage = {
+                kind.value: views.UsageView(
+                    current=round(samples[-1][1], 2), peak=round(peaks[kind], 2), unit=RESOURCE_UNITS[kind]
+                )
+                for kind, samples in session.resource_metrics.items()
+            }
+        return present.summary(
+            life,
+            found.progress,
+            elapsed=session.elapsed_seconds if session is not None else life.active_seconds,
+            usage=usage,
+            estimator=self._estimator,
+            history=history,
+            clock=self._clock,
+            detail=detail,
+        )
+
+    async def _output(
+        self, execution_id: str, stream: str, offset: int | None, limit: int, *, ended: bool
+    ) -> views.OutputPage:
+        page = await anyio.to_thread.run_sync(
+            lambda: read_output(
+                self.settings.data_dir, execution_id, stream=stream, offset=offset or 0, limit=limit,
+                tail=offset is None,
+            )
+        )  # fmt: skip
+        return views.OutputPage(
+            text=page.text,
+            offset=page.offset,
+            next_offset=page.next_offset,
+            total_bytes=page.total,
+            dropped_bytes=page.dropped,
+            eof=ended and page.next_offset >= page.end,
+        )
+
+    # starting
+
+    def _role(self, caller: Caller, name: str) -> Role:
+        role = self.roles.get(name)
+        if not self._permits(caller, role):
+            hint = "over TCP it needs VESPERA_ALLOW_COMMAND_OVER_TCP=1" if name == COMMAND_ROLE else ""
+            raise PermissionDenied(
+                f"Role {name} is not open to {caller.principal}", hint=hint or "list_roles shows what is allowed"
+            )
+        return role
+
+    def _permits(self, caller: Caller, role: Role) -> bool:
+        if role.name == COMMAND_ROLE and role.source == "builtin" and not caller.is_local:
+            return self.settings.allow_command_over_tcp and "operate" in caller.scopes
+        return role.permits(caller)
+
+    def _new_task(
+        self,
+        caller: Caller,
+        title: str,
+        description: str,
+        role: Role | None,
+        inputs: dict[str, Json],
+        priority: int,
+        *,
+        new: views.NewTask | None = None,
+    ) -> Task:
+        task = Task(
+            title=checks.title(title, self.settings),
+            description=checks.description(description, self.settings),
+            role=role.name if role else None,
+            inputs=checks.inputs(inputs, self.settings),
+            priority=priority,
+            sla_seconds=new.sla_seconds if new and new.sla_seconds else self.settings.sla_seconds,
+            max_retries=new.max_retries if new else 3,
+            principal=caller.principal,
+            **self._task_options(),
+        )
+        self._tasks[task.id] = task
+        return task
+
+    def _task_options(self) -> dict[str, Json]:
+        return {
+            "sink": self._store.journal,
+            "clock": self._clock,
+            "cancelled_status": TaskStatus(self.settings.cancelled_task_status),
+            "max_events_in_memory": 32,
+            "custom_metrics": self._store_metrics(),
+        }
+
+    def _store_metrics(self) -> dict[str, Json]:
+        from vespera_exec.app.plugins import progress_metrics
+
+        return progress_metrics()
+
+    async def _task_to_execute(self, caller: Caller, request: views.Execute) -> tuple[Task, Role, dict[str, Json]]:
+        if (request.task_id is None) == (request.title is None):
+            raise InvalidInput(
+                "give either task_id, to execute a known task, or title and role, to make one and execute it"
+            )
+        if request.task_id is None:
+            if request.role is None:
+                raise InvalidInput("role is missing", hint="list_roles shows what there is")
+            role = self._role(caller, request.role)
+            inputs = self._completed(caller, role, request.inputs or {})
+            assert request.title is not None
+            priority = 5 if request.priority is None else request.priority
+            task = self._new_task(caller, request.title, request.description, role, inputs, priority)
+            return task, role, inputs
+        task = await self._task(request.task_id)
+        name = request.role or task.record.assigned_role
+        if name is None:
+            raise InvalidInput(f"task {task.id} has no role", hint="name one in `role`; list_roles shows what there is")
+        role = self._role(caller, name)
+        session = task.execution.current_session
+        if session is not None:
+            raise AlreadyExecuting(task.id, session.session_id)
+        given = task.inputs if request.inputs is None else request.inputs
+        return task, role, self._completed(caller, role, dict(given))
+
+    def _completed(self, caller: Caller, role: Role, given: dict[str, Json]) -> dict[str, Json]:
+        completed = role.validate_inputs(checks.inputs(given, self.settings))
+        return role.resolve_paths(completed, caller, self.settings.allowed_roots)
+
+    def _enqueue(self, task: Task, role: Role, inputs: dict[str, Json], caller: Caller, request: views.Execute) -> Job:
+        """Decide that it is to run: the request's own values, who asked, and PENDING, in one decision."""
+        asked = {
+            "principal": caller.principal,
+            "scopes": sorted(caller.scopes),
+            "over_tcp": caller.over_tcp,
+            "cwd": caller.cwd,
+            "env": dict(caller.env),
+            "timeout_seconds": request.timeout_seconds,
+        }
+        with task.ledger:
+            session = task.enqueue_execution(
+                role.name,
+                priority=task.priority if request.priority is None else request.priority,
+                owner=self._owner,
+            )
+            task.execution.change(inputs=inputs, execution_context={**task.record.execution_context, "request": asked})
+            if request.idempotency_key is not None:
+                task.remember_key(caller.principal, "execute", request.idempotency_key, session.run_id)
+        return self.job_for(task, session, role)
+
+    def job_for(self, task: Task, session: ExecutionSession, role: Role) -> Job:
+        """The job of a queued session, from what its task remembers of the request."""
+        asked = mapping(task.record.execution_context.get("request"))
+        caller = Caller(
+            principal=asked.get("principal", "local"),
+            scopes=frozenset(asked.get("scopes", ())),
+            over_tcp=asked.get("over_tcp", False),
+            cwd=asked.get("cwd"),
+            env=asked.get("env") or {},
+        )
+        limit = asked.get("timeout_seconds") or role.timeout_seconds or self.settings.default_timeout_seconds
+        executor = self._executor
+
+        async def run(work: Work) -> WorkResult:
+            return await executor.execute_task_with_tracking(task, role, work)
+
+        return Job(
+            task=task,
+            session=session,
+            run=run,
+            caller=caller,
+            policy=Policy(
+                timeout_seconds=limit,
+                wait_timeout_seconds=role.wait_timeout_seconds,
+                grace_seconds=min(role.grace_seconds, 4.0),
+                retry=role.retry,
+            ),
+        )
+
+    async def resume(self, lifecycle: Lifecycle, progress: Progress) -> None:
+        """Take over an execution that a dead owner left: queued ones wait on, the others end, and say so."""
+        record = await self._record(lifecycle.task_id)
+        task = Task.restored(record, **self._task_options())
+        session = ExecutionSession.restored(lifecycle, progress, ledger=task.ledger, max_events=32)
+        task.execution.adopt(session)
+        self._tasks[task.id] = task
+        dead = lifecycle.owner
+        session.change_owner(self._owner)
+        if lifecycle.status is ExecutionStatus.PENDING:
+            try:
+                role = self.roles.get(lifecycle.role_name or "")
+            except (RoleNotFound, InvalidInput) as error:
+                session.fail(error)
+            else:
+                self._active[task.id] = task
+                self._engine.submit(self.job_for(task, session, role))
+                return
+        elif lifecycle.status is ExecutionStatus.CANCELLING:
+            session.end_cancelled(outcome={"owner_died": dead})
+        else:
+            from vespera_exec.errors import ExecutionError
+
+            gone = ExecutionError(
+                f"The server that ran it ({dead}) ended in the middle", code="INTERRUPTED", context={"owner": dead}
+            )
+            session.fail(gone)
+
+    def finished(self, job: Job) -> None:
+        """The engine is done with a job's run: nothing keeps its task in memory any more."""
+        self._active.pop(job.task.id, None)
+
+    # idempotency
+
+    def _once(self, caller: Caller, operation: str, key: str | None) -> _Once:
+        return _Once(self._store, self._keys, (caller.principal, operation, key or ""))
+
+    async def _repeated(self, task_id: str, run_id: str | None) -> views.Handle:
+        found = await self._find(run_id or task_id)
+        if found.life is None:
+            raise TaskNotFound(task_id)
+        handle = self._handle(found.life, 0, done=self._is_done(found))
+        return handle.model_copy(update={"repeated": True})
+
+    def _handle(self, life: Lifecycle, cursor: int, *, done: bool) -> views.Handle:
+        error = present.error(life) if done else None
+        return views.Handle(
+            task_id=life.task_id,
+            run_id=life.run_id,
+            session_id=life.execution_id,
+            status=life.status.value,
+            cursor=cursor,
+            done=done,
+            error=error["message"] if error else None,
+        )
+
+    async def _settled(self) -> None:
+        """Lists and totals come from the database: wait for what has just been decided."""
+        if self._store.journal.fault is None:
+            await self._store.journal.sync()
+
+
+class _Once:
+    """At most one request per idempotency key at a time; `(task_id, run_id)` where the key has been used."""
+
+    def __init__(
+        self,
+        store: Store,
+        locks: WeakValueDictionary[tuple[str, str, str], asyncio.Lock],
+        key: tuple[str, str, str],
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._lock = locks.setdefault(key, asyncio.Lock()) if key[2] else None
+
+    async def __aenter__(self) -> tuple[str, str | None] | None:
+        if self._lock is None:
+            return None
+        await self._lock.acquire()
+        try:
+            principal, operation, key = self._key
+            known = await self._store.queries.find_idempotent(principal, operation, key)
+        except BaseException:
+            self._lock.release()
+            raise
+        return (known.task_id, known.run_id) if known is not None else None
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _require(caller: Caller, scope: str) -> None:
+    if scope not in caller.scopes:
+        raise PermissionDenied(f"{caller.principal} lacks the scope {scope}", hint="use a token that has it")
+
+
+def _task_status(status: str | None) -> TaskStatus | None:
+    if status is None:
+        return None
+    try:
+        return TaskStatus(status)
+    except ValueError:
+        names = ", ".join(TaskStatus)
+        raise InvalidInput(f"unknown status {status!r}; one of {names}") from None
+
+
+def _phase_seconds(life: Lifecycle | None) -> dict[str, float] | None:
+    if life is None:
+        return None
+    return {each.phase.value: round(each.duration_seconds, 3) for each in life.phases if each.duration_seconds}

@@ -1,0 +1,280 @@
+"""What a door shows and what it takes: the one set of shapes behind MCP, REST and the library."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Json = Any
+
+
+class View(BaseModel):
+    """An answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Request(BaseModel):
+    """A question; unknown keys are refused, so that a misspelt one is noticed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NewTask(Request):
+    """A task to be made. `role` and `inputs` may wait until it is executed."""
+
+    title: str = Field(description="What the task is, in one line")
+    description: str = Field(default="", description="The task in full; data, never executed")
+    role: str | None = Field(default=None, description="Who does it; see list_roles")
+    inputs: dict[str, Json] = Field(default_factory=dict, description="Inputs of the role")
+    priority: Annotated[int, Field(ge=0, le=10, description="0 to 10, higher first")] = 5
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    sla_seconds: Annotated[float, Field(gt=0)] | None = None
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
+class Execute(Request):
+    """Execute a known task (`task_id`), or make one and execute it (`title`, `role`)."""
+
+    task_id: str | None = None
+    title: str | None = None
+    description: str = ""
+    role: str | None = None
+    inputs: dict[str, Json] | None = None
+    priority: Annotated[int, Field(ge=0, le=10)] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0)] | None = None
+    wait_ms: Annotated[int, Field(ge=0, le=25_000)] = 0
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
+class Handle(View):
+    """What was started. Follow it from `cursor`; `done` speaks of the run, with all its retries."""
+
+    task_id: str
+    run_id: str
+    session_id: str
+    status: str
+    cursor: int
+    done: bool = False
+    repeated: bool = False
+    """The idempotency key was known: nothing new was started."""
+    error: str | None = None
+
+
+class TaskView(View):
+    task_id: str
+    title: str
+    description: str
+    role: str | None
+    inputs: dict[str, Json]
+    priority: int
+    status: str
+    sla_seconds: float | None
+    created_at: datetime
+    updated_at: datetime
+    repeated: bool = False
+
+
+class TaskRow(View):
+    """A line of a list."""
+
+    task_id: str
+    title: str
+    role: str | None
+    status: str
+    execution_status: str | None
+    session_id: str | None
+    percentage: float | None
+    updated_at: datetime
+
+
+class TaskPage(View):
+    tasks: list[TaskRow]
+    next_page: str | None
+    total: int
+
+
+class RoleView(View):
+    name: str
+    description: str
+    runner: str
+    inputs: dict[str, Json]
+    """JSON Schema of the inputs."""
+    allowed: bool
+    """The caller may use it."""
+    origin: Literal["builtin", "operator", "program"]
+
+
+class RoleList(View):
+    roles: list[RoleView]
+    problems: list[str]
+    """Role files that could not be read, one line each."""
+
+
+class OverallProgress(View):
+    percentage: float | None
+    message: str
+
+
+class Eta(View):
+    """Remaining seconds, as an interval. `label` is "uncalibrated" until its coverage has been measured."""
+
+    remaining_seconds: float
+    low_seconds: float
+    high_seconds: float
+    label: str
+
+
+class TimeView(View):
+    elapsed_seconds: float
+    estimated_completion: datetime | None
+    eta_confidence: float | None
+    eta: Eta | None = None
+    queue_seconds: float = 0.0
+
+
+class UsageView(View):
+    current: float
+    peak: float
+    unit: str
+
+
+class Summary(View):
+    """One session: the keys that document 000 promises, and what came after."""
+
+    session_id: str
+    task_id: str
+    run_id: str
+    attempt: int
+    role: str | None
+    status: str
+    lifecycle: str
+    current_phase: str | None
+    overall_progress: OverallProgress
+    time_tracking: TimeView
+    resource_usage: dict[str, UsageView] | None = None
+    error_context: dict[str, Json] | None = None
+    work: dict[str, Json] | None = None
+    """The work's own progress: type, current, total, percentage, unit, message."""
+    phases: list[dict[str, Json]] | None = None
+    custom_progress: dict[str, Json] | None = None
+
+
+class Legacy(View):
+    assigned_role: str | None
+    execution_id: str | None
+    retry_count: int
+    last_error: str | None
+
+
+class Status(View):
+    """Where a task stands: its running session, or the last one that ended."""
+
+    executing: bool
+    task_found: bool = True
+    status: str
+    lifecycle: str
+    session_id: str | None
+    task_id: str
+    title: str
+    task_status: str
+    done: bool
+    cursor: int
+    session: Summary | None
+    legacy_compatibility: Legacy
+    recent_events: list[dict[str, Json]] | None = None
+
+
+class ProgressInfo(View):
+    """The 200 body of document 004. Without a plan there is one step."""
+
+    current_step: int
+    total_steps: int
+    percentage: float
+    current_step_name: str | None = None
+
+
+class EventPage(View):
+    """Events after the cursor that was given, in order. Read on from `next_cursor`; `done` closes the run."""
+
+    events: list[dict[str, Json]]
+    next_cursor: int
+    done: bool
+    status: str | None = None
+
+
+class OutputPage(View):
+    """A piece of what the work wrote. `dropped_bytes` were cut out of its middle by the size limit."""
+
+    text: str
+    offset: int
+    next_offset: int
+    total_bytes: int
+    dropped_bytes: int
+    eof: bool
+
+
+class Result(View):
+    """What a run returned. `result` is null until it is done, or when it returned nothing."""
+
+    task_id: str
+    run_id: str
+    session_id: str
+    status: str
+    done: bool
+    result: Json = None
+    result_truncated: bool = False
+    error: dict[str, Json] | None = None
+    output: OutputPage | None = None
+
+
+class Cancelled(View):
+    """The answer to a cancel. `success` says that the request was accepted."""
+
+    success: bool
+    message: str
+    status: str | None = None
+    session_id: str | None = None
+    already_requested: bool = False
+    reason: str | None = None
+    rung: str | None = None
+    """Where it was waited for: which rung of the ladder ended the work."""
+
+
+class Metrics(View):
+    """Over all executions of a task. Rates count completed against completed, failed and timed out."""
+
+    task_id: str
+    total_executions: int
+    completed: int
+    failed: int
+    cancelled: int
+    timed_out: int
+    success_rate: float | None
+    success_rate_percent: float | None
+    average_duration_seconds: float | None
+    min_duration_seconds: float | None
+    max_duration_seconds: float | None
+    p50_duration_seconds: float | None
+    p95_duration_seconds: float | None
+    p99_duration_seconds: float | None
+    retry_count: int
+    last_error: str | None
+    phase_seconds: dict[str, float] | None = None
+
+
+class DaemonView(View):
+    version: str
+    pid: int
+    started_at: datetime
+    data_dir: str
+    url: str | None
+    """Base of the TCP door; null when it is off or its port was taken."""
+    tcp_problem: str | None
+    running: int
+    queued: int
+    head: int
+    connections: int
+    store_fault: str | None

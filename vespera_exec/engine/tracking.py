@@ -1,0 +1,77 @@
+"""The work's way into the log: phases drive statuses, reports become progress, a fence shuts out the late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import anyio
+
+from vespera_exec.errors import CancellationException
+from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel
+from vespera_exec.model.events import Json
+from vespera_exec.model.progress import ProgressReport
+from vespera_exec.model.session import ExecutionSession
+
+_STATUS_OF_PHASE = {
+    ExecutionPhase.VALIDATION: ExecutionStatus.VALIDATING,
+    ExecutionPhase.SETUP: ExecutionStatus.PREPARING,
+    ExecutionPhase.EXECUTION: ExecutionStatus.RUNNING,
+}
+_MOVABLE = (ExecutionStatus.PREPARING, ExecutionStatus.VALIDATING, ExecutionStatus.RUNNING)
+
+
+class SessionTracking:
+    """`Tracking` over a session. Once fenced, whatever the abandoned work still says is refused."""
+
+    __slots__ = ("_fenced", "_session")
+
+    def __init__(self, session: ExecutionSession) -> None:
+        self._session = session
+        self._fenced = False
+
+    def fence(self) -> None:
+        self._fenced = True
+
+    def enter_phase(self, phase: ExecutionPhase, message: str = "") -> None:
+        self._check()
+        session = self._session
+        with session.ledger:
+            if session.lifecycle.status.is_terminal:
+                raise CancellationException("the execution has ended")
+            status = _STATUS_OF_PHASE.get(phase)
+            if status is not None and session.lifecycle.status in _MOVABLE:
+                session.update_status(status, message)
+            session.enter_phase(phase, message)
+
+    def milestone(self, percentage: float, message: str = "") -> None:
+        self._check()
+        self._session.milestone(percentage, message)
+
+    def progress(self, report: ProgressReport) -> None:
+        self._check()
+        self._session.report(report, ExecutionPhase.EXECUTION if report.metric is None else None)
+
+    def log(self, level: MessageLevel, message: str, details: Mapping[str, Json] | None = None) -> None:
+        self._check()
+        self._session.note(level, message, details)
+
+    def checkpoint(self, state: Json) -> None:
+        self._check()
+        self._session.record_checkpoint(state)
+
+    def _check(self) -> None:
+        if self._fenced:
+            raise CancellationException("this work was abandoned; its reports are refused")
+
+
+class Gate:
+    """`PauseGate`: open unless paused."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open = anyio.Event()
+        self._open.set()
+
+    async def passed(self) -> None:
+        await self._open.wait()

@@ -1,0 +1,35 @@
+"""Server and engine in the stdio process itself: for containers, and wherever a daemon is not wanted."""
+
+from __future__ import annotations
+
+import sys
+
+import anyio
+
+from vespera_exec.app.callers import current_caller
+from vespera_exec.app.service import Vespera
+from vespera_exec.errors import VesperaError
+from vespera_exec.model.principal import Caller, allowed_env
+from vespera_exec.server import logs
+from vespera_exec.server.mcp.server import build_mcp_server
+from vespera_exec.settings import Settings
+
+
+def main() -> int:
+    """Serve MCP on stdin and stdout until stdin closes. The work ends with it."""
+    try:
+        settings = Settings.load()
+        logs.configure(settings.log_level)
+        anyio.run(_serve, settings)
+    except VesperaError as error:
+        sys.stderr.write(f"vespera-exec: {error.message} ({error.error_code}); {error.hint}\n")
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    import os
+
+    current_caller.set(Caller(cwd=os.getcwd(), env=allowed_env(os.environ)))
+    async with Vespera.open(settings=settings, purpose="in-process") as vespera:
+        await build_mcp_server(vespera).run_stdio_async()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +14,12 @@ from typing import Literal
 from roles.registry import RoleRegistry
 from vespera_exec import paths
 from vespera_exec.app.service import Vespera
+from vespera_exec.app.starting import Starter
+from vespera_exec.app.tasks import LiveTasks
 from vespera_exec.engine.engine import Engine, EngineOptions
 from vespera_exec.engine.processes import become_subreaper, sweep
 from vespera_exec.engine.running import Job
+from vespera_exec.model.clock import SYSTEM_CLOCK
 from vespera_exec.monitoring.sampler import UsageSampler
 from vespera_exec.settings import Settings
 from vespera_exec.store.lock import OwnerLock
@@ -29,11 +32,11 @@ _log = logging.getLogger(__name__)
 @asynccontextmanager
 async def opened(
     path: str | Path | None = None, *, settings: Settings | None = None, purpose: Purpose = "library"
-) -> AsyncIterator[Vespera]:
+) -> AsyncGenerator[Vespera]:
     """`Vespera.open`. Leaving the context ends what runs; the next owner says so in its record."""
     settings = settings or Settings.load()
     if path is not None:
-        settings = replace(settings, data_dir=Path(path).expanduser().resolve())
+        settings = replace(settings, data_dir=_folder(path))
     owner = f"{purpose}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     with OwnerLock.acquire(settings.data_dir, purpose=purpose):
         # A daemon has no children but its own shims; an embedding program may have others.
@@ -44,10 +47,10 @@ async def opened(
             if left:
                 _log.warning("Ended %d processes that a dead owner had left", left)
             roles = RoleRegistry.load(settings.roles_dir)
-            finished: list[Vespera] = []
+            tasks = LiveTasks(store, settings, SYSTEM_CLOCK)
 
-            def on_done(job: Job) -> None:
-                finished[0].finished(job)
+            def let_go(job: Job) -> None:
+                tasks.release(job.task)
 
             async with UsageSampler(interval_seconds=settings.sample_seconds or 1.0) as sampler:
                 engine = Engine(
@@ -56,7 +59,7 @@ async def opened(
                     scratch_root=settings.data_dir / paths.SCRATCH,
                     open_output=store.open_output,
                     sampler=sampler if settings.sample_seconds else None,
-                    on_done=on_done,
+                    on_done=let_go,
                     options=EngineOptions(
                         max_concurrent=settings.max_concurrent,
                         result_limit_bytes=settings.result_limit_bytes,
@@ -64,10 +67,16 @@ async def opened(
                         adopts_orphans=adopts,
                     ),
                 )
-                vespera = Vespera(settings=settings, store=store, engine=engine, roles=roles, owner=owner)
-                finished.append(vespera)
+                starter = Starter(store=store, tasks=tasks, roles=roles, settings=settings, owner=owner)
+                vespera = Vespera(
+                    settings=settings, store=store, engine=engine, roles=roles, tasks=tasks, starter=starter
+                )
                 async with engine.running():
                     for life, progress in unfinished:
-                        await vespera.resume(life, progress)
+                        await vespera.take_over(life, progress)
                     await store.journal.sync()
                     yield vespera
+
+
+def _folder(path: str | Path) -> Path:
+    return Path(path).expanduser().resolve()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import cache
 from importlib.metadata import entry_points
+from typing import cast
 
 from vespera_exec.model.progress import CustomMetric
 
@@ -27,7 +28,7 @@ def progress_metrics() -> dict[str, CustomMetric]:
             _log.exception("The progress metric %s cannot be loaded", entry.name)
             continue
         if callable(metric):
-            found[entry.name] = metric
+            found[entry.name] = cast("CustomMetric", metric)
         else:
             _log.error("The progress metric %s is not callable", entry.name)
     return found

@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 import anyio
 import orjson
 
-from roles.definition import Role
-from roles.execution import RoleExecutor
 from roles.registry import RoleRegistry
 from vespera_exec import __version__
 from vespera_exec.app import checks, present, views
+from vespera_exec.app.starting import Starter
+from vespera_exec.app.tasks import Found, LiveTasks
 from vespera_exec.engine.engine import Engine
-from vespera_exec.engine.running import Job, Policy
-from vespera_exec.engine.work import Work, WorkResult
 from vespera_exec.errors import (
-    AlreadyExecuting,
     Conflict,
-    ExecutionNotFound,
     InvalidInput,
     PermissionDenied,
-    RoleNotFound,
     TaskNotFound,
 )
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import RESOURCE_UNITS, EventType, ExecutionStatus, TaskStatus
-from vespera_exec.model.events import Json, mapping
+from vespera_exec.model.ledger import IdempotencyRecord
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.principal import Caller
 from vespera_exec.model.progress import Progress
-from vespera_exec.model.record import TaskRecord
-from vespera_exec.model.session import ExecutionSession
-from vespera_exec.model.task import Task
 from vespera_exec.monitoring.eta import NaiveEstimator
 from vespera_exec.settings import Settings
 from vespera_exec.store.feed import StoredEvent
@@ -50,7 +39,6 @@ from vespera_exec.store.store import Store
 if TYPE_CHECKING:
     from vespera_exec.app.opening import Purpose
 
-COMMAND_ROLE = "command"
 _END_OF_RUN = frozenset(
     {
         EventType.EXECUTION_COMPLETED,
@@ -61,18 +49,6 @@ _END_OF_RUN = frozenset(
 )
 _MAX_EVENTS = 1000
 _HISTORY = 10
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What an id stands for: a task, and the session that is meant (its current or last one for a task id)."""
-
-    record: TaskRecord
-    life: Lifecycle | None
-    progress: Progress | None
-    session: ExecutionSession | None
-    by_session: bool
 
 
 class Vespera:
@@ -89,7 +65,8 @@ class Vespera:
         store: Store,
         engine: Engine,
         roles: RoleRegistry,
-        owner: str,
+        tasks: LiveTasks,
+        starter: Starter,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.settings = settings
@@ -98,13 +75,10 @@ class Vespera:
         self.version = __version__
         self._store = store
         self._engine = engine
-        self._owner = owner
         self._clock = clock
-        self._executor = RoleExecutor()
+        self._tasks = tasks
+        self._starter = starter
         self._estimator = NaiveEstimator()
-        self._tasks: WeakValueDictionary[str, Task] = WeakValueDictionary()
-        self._active: dict[str, Task] = {}
-        self._keys: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
     def open(
@@ -132,11 +106,10 @@ class Vespera:
         """
         _require(caller, "operate")
         self._store.journal.check_writable()
-        async with self._once(caller, "create", new.idempotency_key) as known:
+        async with self._starter.once(caller, "create", new.idempotency_key) as known:
             if known is not None:
-                return present.task(await self._record(known[0]), repeated=True)
-            role = self._role(caller, new.role) if new.role is not None else None
-            task = self._new_task(caller, new.title, new.description, role, new.inputs, new.priority, new=new)
+                return present.task(await self._tasks.record(known.task_id), repeated=True)
+            task = self._starter.new_task(caller, new)
             if new.idempotency_key is not None:
                 with task.ledger:
                     task.remember_key(caller.principal, "create", new.idempotency_key)
@@ -155,15 +128,14 @@ class Vespera:
         """
         _require(caller, "operate")
         self._store.journal.check_writable()
-        async with self._once(caller, "execute", request.idempotency_key) as known:
+        async with self._starter.once(caller, "execute", request.idempotency_key) as known:
             if known is not None:
-                return await self._repeated(known[0], known[1])
-            cursor = self._store.journal.head
-            task, role, inputs = await self._task_to_execute(caller, request)
+                return await self._repeated(known)
             if self._engine.queued >= self.settings.max_queued:
                 raise Conflict(f"the queue is full ({self._engine.queued} wait)", hint="try again later")
-            job = self._enqueue(task, role, inputs, caller, request)
-            self._active[task.id] = task
+            cursor = self._store.journal.head
+            job = await self._starter.start(caller, request)
+            self._tasks.hold(job.task)
             await self._store.journal.sync()
             run = self._engine.submit(job)
         if request.wait_ms:
@@ -182,7 +154,7 @@ class Vespera:
             TaskNotFound: the id is unknown.
         """
         _require(caller, "operate")
-        found = await self._find(any_id)
+        found = await self._tasks.find(any_id)
         session = found.session
         if session is None or session.lifecycle.status.is_terminal:
             life = found.life
@@ -261,7 +233,7 @@ class Vespera:
 
     async def get_task(self, caller: Caller, any_id: str) -> views.TaskView:
         _require(caller, "read")
-        return present.task((await self._find(any_id)).record)
+        return present.task((await self._tasks.find(any_id)).record)
 
     def list_roles(self, caller: Caller) -> views.RoleList:
         """The roles there are, whether this caller may use each, and the role files that are broken."""
@@ -272,7 +244,7 @@ class Vespera:
                 description=role.description,
                 runner=role.runner,
                 inputs=role.input_schema(),
-                allowed=self._permits(caller, role),
+                allowed=self._starter.permits(caller, role),
                 origin=role.source if role.source in ("builtin", "program") else "operator",
             )
             for role in self.roles.all()
@@ -286,7 +258,7 @@ class Vespera:
             TaskNotFound: the id is unknown.
         """
         _require(caller, "read")
-        found = await self._find(any_id)
+        found = await self._tasks.find(any_id)
         life = found.life
         status = life.status if life is not None else ExecutionStatus.IDLE
         recent = None
@@ -312,7 +284,7 @@ class Vespera:
     async def get_progress(self, caller: Caller, any_id: str) -> views.ProgressInfo | None:
         """Document 004's progress body, or None where none was ever recorded."""
         _require(caller, "read")
-        found = await self._find(any_id)
+        found = await self._tasks.find(any_id)
         if found.life is None or found.progress is None:
             return None
         return present.steps(found.life, found.progress)
@@ -348,9 +320,9 @@ class Vespera:
     async def get_result(
         self, caller: Caller, any_id: str, *, output_offset: int | None = None, output_limit: int = 0
     ) -> views.Result:
-        """The result of the last session, and, with `output_limit`, what the work wrote (its tail without an offset)."""
+        """The result of the last session; with `output_limit` also what the work wrote, its tail without an offset."""
         _require(caller, "read")
-        found = await self._find(any_id)
+        found = await self._tasks.find(any_id)
         life = found.life
         if life is None:
             raise Conflict("the task was never executed", hint="start it with execute_task")
@@ -395,7 +367,7 @@ class Vespera:
             raise InvalidInput("offset is at least 0 and limit between 1 and 1048576")
         deadline = self._clock.monotonic() + min(wait_ms, 25_000) / 1000
         while True:
-            found = await self._find(any_id)
+            found = await self._tasks.find(any_id)
             if found.life is None:
                 raise Conflict("the task was never executed", hint="start it with execute_task")
             ended = found.life.status.is_terminal
@@ -407,7 +379,7 @@ class Vespera:
     async def get_metrics(self, caller: Caller, any_id: str) -> views.Metrics:
         """Totals, rates and durations over all executions of the task."""
         _require(caller, "read")
-        found = await self._find(any_id)
+        found = await self._tasks.find(any_id)
         await self._settled()
         record = found.record
         seen = await self._store.queries.task_statistics(record.task_id)
@@ -441,8 +413,6 @@ class Vespera:
     def describe(
         self, *, url: str | None = None, tcp_problem: str | None = None, connections: int = 0
     ) -> views.DaemonView:
-        import os
-
         fault = self._store.journal.fault
         return views.DaemonView(
             version=self.version,
@@ -458,60 +428,7 @@ class Vespera:
             store_fault=str(fault) if fault else None,
         )
 
-    # finding
-
-    async def _find(self, any_id: str) -> _Found:
-        if task := self._tasks.get(any_id):
-            return self._live(task, None)
-        record = await self._store.queries.get_task(any_id)
-        task_id, execution_id = (any_id, None) if record else (None, None)
-        if task_id is None:
-            for task in self._active.values():
-                session = task.execution.current_session
-                if session is not None and session.session_id == any_id:
-                    return self._live(task, any_id)
-            located = await self._store.queries.locate(any_id)
-            if located is None:
-                raise TaskNotFound(any_id[:100])
-            task_id, execution_id = located
-        if (task := self._tasks.get(task_id)) is not None:
-            session = task.execution.current_session
-            if execution_id is None or (session is not None and session.session_id == execution_id):
-                return self._live(task, execution_id)
-        record = record or await self._record(task_id)
-        wanted = execution_id or record.current_execution_id or record.last_execution_id
-        stored = await self._store.queries.get_execution(wanted) if wanted else None
-        if execution_id is not None and stored is None:
-            raise ExecutionNotFound(execution_id)
-        life, progress = stored if stored else (None, None)
-        return _Found(record, life, progress, None, execution_id is not None)
-
-    def _live(self, task: Task, execution_id: str | None) -> _Found:
-        execution = task.execution
-        session = execution.current_session or execution.last_session
-        by_session = execution_id is not None
-        if session is None:
-            return _Found(task.record, None, None, None, by_session)
-        return _Found(task.record, session.lifecycle, session.progress, session, by_session)
-
-    async def _record(self, task_id: str) -> TaskRecord:
-        if task := self._tasks.get(task_id):
-            return task.record
-        record = await self._store.queries.get_task(task_id)
-        if record is None:
-            raise TaskNotFound(task_id)
-        return record
-
-    async def _task(self, any_id: str) -> Task:
-        """The live task: one object per task in this process, however many ask at once."""
-        found = await self._find(any_id)
-        task_id = found.record.task_id
-        if (task := self._tasks.get(task_id)) is None:
-            task = Task.restored(found.record, **self._task_options())
-            self._tasks[task_id] = task
-        return task
-
-    def _is_done(self, found: _Found) -> bool:
+    def _is_done(self, found: Found) -> bool:
         """The run that is meant has ended, and its end is on disk."""
         if found.life is None or not found.life.status.is_terminal:
             return False
@@ -526,7 +443,7 @@ class Vespera:
         _require(caller, "read")
         if cursor < 0 or not 1 <= max_events <= _MAX_EVENTS:
             raise InvalidInput(f"cursor is at least 0 and max_events between 1 and {_MAX_EVENTS}")
-        found = await self._find(any_id)
+        found = await self._tasks.find(any_id)
         task_id, execution_id = found.record.task_id, None
         if found.by_session and found.life is not None:
             execution_id = found.life.execution_id
@@ -542,7 +459,7 @@ class Vespera:
                 if (run := self._engine.run_of(task_id)) is not None:
                     with anyio.move_on_after(1):
                         await run.done.wait()
-                found = await self._find(any_id)
+                found = await self._tasks.find(any_id)
                 done = self._is_done(found)
                 if done:
                     more = await self._store.feed.read(
@@ -555,9 +472,9 @@ class Vespera:
             if events or done or left <= 0:
                 return events, done and found.life is not None, status
             await self._store.feed.wait(after=cursor, task_id=task_id, execution_id=execution_id, timeout=left)
-            found = await self._find(any_id)
+            found = await self._tasks.find(any_id)
 
-    async def _summary(self, found: _Found, *, detail: bool) -> views.Summary:
+    async def _summary(self, found: Found, *, detail: bool) -> views.Summary:
         assert found.life is not None
         assert found.progress is not None
         life, session = found.life, found.session
@@ -602,181 +519,19 @@ class Vespera:
             eof=ended and page.next_offset >= page.end,
         )
 
-    # starting
+    async def take_over(self, lifecycle: Lifecycle, progress: Progress) -> None:
+        """Take over an execution that a dead owner left. For the composition root, at the start."""
+        record = await self._tasks.record(lifecycle.task_id)
+        task = self._tasks.adopt(record, lifecycle, progress)
+        job = self._starter.take_over(task, lifecycle)
+        if job is not None:
+            self._tasks.hold(task)
+            self._engine.submit(job)
 
-    def _role(self, caller: Caller, name: str) -> Role:
-        role = self.roles.get(name)
-        if not self._permits(caller, role):
-            hint = "over TCP it needs VESPERA_ALLOW_COMMAND_OVER_TCP=1" if name == COMMAND_ROLE else ""
-            raise PermissionDenied(
-                f"Role {name} is not open to {caller.principal}", hint=hint or "list_roles shows what is allowed"
-            )
-        return role
-
-    def _permits(self, caller: Caller, role: Role) -> bool:
-        if role.name == COMMAND_ROLE and role.source == "builtin" and not caller.is_local:
-            return self.settings.allow_command_over_tcp and "operate" in caller.scopes
-        return role.permits(caller)
-
-    def _new_task(
-        self,
-        caller: Caller,
-        title: str,
-        description: str,
-        role: Role | None,
-        inputs: dict[str, Json],
-        priority: int,
-        *,
-        new: views.NewTask | None = None,
-    ) -> Task:
-        task = Task(
-            title=checks.title(title, self.settings),
-            description=checks.description(description, self.settings),
-            role=role.name if role else None,
-            inputs=checks.inputs(inputs, self.settings),
-            priority=priority,
-            sla_seconds=new.sla_seconds if new and new.sla_seconds else self.settings.sla_seconds,
-            max_retries=new.max_retries if new else 3,
-            principal=caller.principal,
-            **self._task_options(),
-        )
-        self._tasks[task.id] = task
-        return task
-
-    def _task_options(self) -> dict[str, Json]:
-        return {
-            "sink": self._store.journal,
-            "clock": self._clock,
-            "cancelled_status": TaskStatus(self.settings.cancelled_task_status),
-            "max_events_in_memory": 32,
-            "custom_metrics": self._store_metrics(),
-        }
-
-    def _store_metrics(self) -> dict[str, Json]:
-        from vespera_exec.app.plugins import progress_metrics
-
-        return progress_metrics()
-
-    async def _task_to_execute(self, caller: Caller, request: views.Execute) -> tuple[Task, Role, dict[str, Json]]:
-        if (request.task_id is None) == (request.title is None):
-            raise InvalidInput(
-                "give either task_id, to execute a known task, or title and role, to make one and execute it"
-            )
-        if request.task_id is None:
-            if request.role is None:
-                raise InvalidInput("role is missing", hint="list_roles shows what there is")
-            role = self._role(caller, request.role)
-            inputs = self._completed(caller, role, request.inputs or {})
-            assert request.title is not None
-            priority = 5 if request.priority is None else request.priority
-            task = self._new_task(caller, request.title, request.description, role, inputs, priority)
-            return task, role, inputs
-        task = await self._task(request.task_id)
-        name = request.role or task.record.assigned_role
-        if name is None:
-            raise InvalidInput(f"task {task.id} has no role", hint="name one in `role`; list_roles shows what there is")
-        role = self._role(caller, name)
-        session = task.execution.current_session
-        if session is not None:
-            raise AlreadyExecuting(task.id, session.session_id)
-        given = task.inputs if request.inputs is None else request.inputs
-        return task, role, self._completed(caller, role, dict(given))
-
-    def _completed(self, caller: Caller, role: Role, given: dict[str, Json]) -> dict[str, Json]:
-        completed = role.validate_inputs(checks.inputs(given, self.settings))
-        return role.resolve_paths(completed, caller, self.settings.allowed_roots)
-
-    def _enqueue(self, task: Task, role: Role, inputs: dict[str, Json], caller: Caller, request: views.Execute) -> Job:
-        """Decide that it is to run: the request's own values, who asked, and PENDING, in one decision."""
-        asked = {
-            "principal": caller.principal,
-            "scopes": sorted(caller.scopes),
-            "over_tcp": caller.over_tcp,
-            "cwd": caller.cwd,
-            "env": dict(caller.env),
-            "timeout_seconds": request.timeout_seconds,
-        }
-        with task.ledger:
-            session = task.enqueue_execution(
-                role.name,
-                priority=task.priority if request.priority is None else request.priority,
-                owner=self._owner,
-            )
-            task.execution.change(inputs=inputs, execution_context={**task.record.execution_context, "request": asked})
-            if request.idempotency_key is not None:
-                task.remember_key(caller.principal, "execute", request.idempotency_key, session.run_id)
-        return self.job_for(task, session, role)
-
-    def job_for(self, task: Task, session: ExecutionSession, role: Role) -> Job:
-        """The job of a queued session, from what its task remembers of the request."""
-        asked = mapping(task.record.execution_context.get("request"))
-        caller = Caller(
-            principal=asked.get("principal", "local"),
-            scopes=frozenset(asked.get("scopes", ())),
-            over_tcp=asked.get("over_tcp", False),
-            cwd=asked.get("cwd"),
-            env=asked.get("env") or {},
-        )
-        limit = asked.get("timeout_seconds") or role.timeout_seconds or self.settings.default_timeout_seconds
-        executor = self._executor
-
-        async def run(work: Work) -> WorkResult:
-            return await executor.execute_task_with_tracking(task, role, work)
-
-        return Job(
-            task=task,
-            session=session,
-            run=run,
-            caller=caller,
-            policy=Policy(
-                timeout_seconds=limit,
-                wait_timeout_seconds=role.wait_timeout_seconds,
-                grace_seconds=min(role.grace_seconds, 4.0),
-                retry=role.retry,
-            ),
-        )
-
-    async def resume(self, lifecycle: Lifecycle, progress: Progress) -> None:
-        """Take over an execution that a dead owner left: queued ones wait on, the others end, and say so."""
-        record = await self._record(lifecycle.task_id)
-        task = Task.restored(record, **self._task_options())
-        session = ExecutionSession.restored(lifecycle, progress, ledger=task.ledger, max_events=32)
-        task.execution.adopt(session)
-        self._tasks[task.id] = task
-        dead = lifecycle.owner
-        session.change_owner(self._owner)
-        if lifecycle.status is ExecutionStatus.PENDING:
-            try:
-                role = self.roles.get(lifecycle.role_name or "")
-            except (RoleNotFound, InvalidInput) as error:
-                session.fail(error)
-            else:
-                self._active[task.id] = task
-                self._engine.submit(self.job_for(task, session, role))
-                return
-        elif lifecycle.status is ExecutionStatus.CANCELLING:
-            session.end_cancelled(outcome={"owner_died": dead})
-        else:
-            from vespera_exec.errors import ExecutionError
-
-            gone = ExecutionError(
-                f"The server that ran it ({dead}) ended in the middle", code="INTERRUPTED", context={"owner": dead}
-            )
-            session.fail(gone)
-
-    def finished(self, job: Job) -> None:
-        """The engine is done with a job's run: nothing keeps its task in memory any more."""
-        self._active.pop(job.task.id, None)
-
-    # idempotency
-
-    def _once(self, caller: Caller, operation: str, key: str | None) -> _Once:
-        return _Once(self._store, self._keys, (caller.principal, operation, key or ""))
-
-    async def _repeated(self, task_id: str, run_id: str | None) -> views.Handle:
-        found = await self._find(run_id or task_id)
+    async def _repeated(self, known: IdempotencyRecord) -> views.Handle:
+        found = await self._tasks.find(known.run_id or known.task_id)
         if found.life is None:
-            raise TaskNotFound(task_id)
+            raise TaskNotFound(known.task_id)
         handle = self._handle(found.life, 0, done=self._is_done(found))
         return handle.model_copy(update={"repeated": True})
 
@@ -796,36 +551,6 @@ class Vespera:
         """Lists and totals come from the database: wait for what has just been decided."""
         if self._store.journal.fault is None:
             await self._store.journal.sync()
-
-
-class _Once:
-    """At most one request per idempotency key at a time; `(task_id, run_id)` where the key has been used."""
-
-    def __init__(
-        self,
-        store: Store,
-        locks: WeakValueDictionary[tuple[str, str, str], asyncio.Lock],
-        key: tuple[str, str, str],
-    ) -> None:
-        self._store = store
-        self._key = key
-        self._lock = locks.setdefault(key, asyncio.Lock()) if key[2] else None
-
-    async def __aenter__(self) -> tuple[str, str | None] | None:
-        if self._lock is None:
-            return None
-        await self._lock.acquire()
-        try:
-            principal, operation, key = self._key
-            known = await self._store.queries.find_idempotent(principal, operation, key)
-        except BaseException:
-            self._lock.release()
-            raise
-        return (known.task_id, known.run_id) if known is not None else None
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
 
 
 def _require(caller: Caller, scope: str) -> None:

@@ -7,7 +7,7 @@ import heapq
 import logging
 import shutil
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -111,7 +111,7 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Self]:
+    async def running(self) -> AsyncGenerator[Self]:
         """The engine's lifetime. Leaving it ends all processes and concludes nothing: the next owner does."""
         self._loop = asyncio.get_running_loop()
         async with anyio.create_task_group() as group:

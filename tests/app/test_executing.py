@@ -1,0 +1,477 @@
+"""What a caller gets from the use cases: real store, real engine, real processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from roles.definition import RetryPolicy, Role
+from vespera_exec.app.service import Vespera
+from vespera_exec.app.views import Execute, NewTask
+from vespera_exec.errors import (
+    AlreadyExecuting,
+    Conflict,
+    DataDirectoryInUse,
+    ExecutionError,
+    InvalidInput,
+    PermissionDenied,
+    RoleNotFound,
+    TaskNotFound,
+)
+from vespera_exec.model.principal import Caller
+
+Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
+ME = Caller(cwd="/", env={"PATH": os.environ["PATH"]})
+TOKEN = Caller(principal="token:default", over_tcp=True)
+
+
+def command(*argv: str, **more: Any) -> Execute:
+    return Execute(title=" ".join(argv)[:80], role="command", inputs={"argv": list(argv)}, **more)
+
+
+def python(code: str, **more: Any) -> Execute:
+    return Execute(title="python", role="command", inputs={"argv": [sys.executable, "-c", code]}, **more)
+
+
+def in_loop(name: str, work: Any, **policy: Any) -> Role:
+    return Role.from_callable(work, name=name, in_loop=True, inputs=None, **policy)
+
+
+async def done(vespera: Vespera, task_id: str, seconds: float = 20) -> Any:
+    """The status, once its run has ended."""
+    cursor = 0
+    with anyio.fail_after(seconds):
+        while True:
+            page = await vespera.read_events(ME, task_id, cursor=cursor, wait_ms=5000)
+            if page.done:
+                return await vespera.get_status(ME, task_id)
+            cursor = page.next_cursor
+
+
+async def event_types(vespera: Vespera, any_id: str) -> list[str]:
+    page = await vespera.read_events(ME, any_id, max_events=1000)
+    return [event["type"] for event in page.events]
+
+
+async def test_a_survey_runs_through_its_phases_and_leaves_a_result(vespera: Vespera, tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text("print(1)\n")
+    handle = await vespera.execute_task(
+        ME, Execute(title="Survey", role="survey", inputs={"path": str(tmp_path / "src")}, wait_ms=20_000)
+    )
+    assert handle.done
+    assert handle.status == "completed"
+    status = await vespera.get_status(ME, handle.task_id, detail=True)
+    assert not status.executing
+    assert status.task_status == "done"
+    assert status.session is not None
+    assert status.session.overall_progress.percentage == 100
+    assert status.session.phases is not None
+    phases = [phase["phase"] for phase in status.session.phases]
+    assert phases == ["initialization", "validation", "setup", "execution", "cleanup", "finalization"]
+    result = await vespera.get_result(ME, handle.task_id)
+    assert result.done
+    assert "python" in str(result.result).lower()
+
+
+async def test_events_of_a_run_are_complete_in_order_and_end_with_the_terminal_one(vespera: Vespera) -> None:
+    handle = await vespera.execute_task(ME, command("true", wait_ms=20_000))
+    events = [event.message() async for event in vespera.follow_events(ME, handle.task_id)]
+    own = [event for event in events if event["execution_id"] == handle.session_id]
+    assert [event["sequence"] for event in own] == list(range(1, len(own) + 1))
+    cursors = [event["cursor"] for event in events]
+    assert cursors == sorted(set(cursors))
+    changes = [event["status"]["new"] for event in own if event["type"] == "status_change"]
+    assert changes == ["pending", "preparing", "validating", "preparing", "running", "completing", "completed"]
+    assert own[-1]["type"] == "execution_completed"
+
+
+async def test_a_command_runs_where_its_caller_stands_and_its_output_is_kept(vespera: Vespera, tmp_path: Path) -> None:
+    caller = Caller(cwd=str(tmp_path), env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"})
+    code = "import os,sys; print(os.getcwd()); print('oops', file=sys.stderr)"
+    handle = await vespera.execute_task(caller, python(code, wait_ms=20_000))
+    output = await vespera.read_output(ME, handle.task_id)
+    assert str(tmp_path) in output.text
+    assert "oops" in output.text
+    assert output.eof
+    stderr = await vespera.read_output(ME, handle.task_id, stream="stderr")
+    assert stderr.text == "oops\n"
+
+
+async def test_a_failing_command_is_failed_with_its_exit_code_and_is_not_tried_again(vespera: Vespera) -> None:
+    handle = await vespera.execute_task(ME, python("raise SystemExit(3)", wait_ms=20_000))
+    assert handle.status == "failed"
+    result = await vespera.get_result(ME, handle.task_id)
+    assert result.result["returncode"] == 3
+    assert result.error is not None
+    assert result.error["code"] == "EXIT_NONZERO"
+    metrics = await vespera.get_metrics(ME, handle.task_id)
+    assert (metrics.total_executions, metrics.failed, metrics.success_rate) == (1, 1, 0.0)
+    assert (await vespera.get_status(ME, handle.task_id)).task_status == "todo"
+
+
+async def test_a_program_that_does_not_exist_is_named(vespera: Vespera) -> None:
+    handle = await vespera.execute_task(ME, command("no-such-program-here", wait_ms=20_000))
+    result = await vespera.get_result(ME, handle.task_id)
+    assert result.error is not None
+    assert result.error["code"] == "PROGRAM_NOT_FOUND"
+    assert "no-such-program-here" in result.error["message"]
+
+
+async def test_cancel_ends_the_whole_tree_and_names_the_rung(vespera: Vespera) -> None:
+    code = (
+        "import os,signal,subprocess,time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['sleep','300'], start_new_session=True)\n"
+        "print(os.getpid(), child.pid, flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    handle = await vespera.execute_task(ME, python(code))
+    output = await vespera.read_output(ME, handle.task_id, wait_ms=15_000)
+    pids = [int(text) for text in output.text.split()]
+    assert len(pids) == 2
+    began = time.monotonic()
+    answer = await vespera.cancel(ME, handle.task_id, reason="enough", wait_ms=10_000)
+    assert time.monotonic() - began < 5.5
+    assert answer.success
+    assert answer.status == "cancelled"
+    assert answer.rung == "sigkill"
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    status = await vespera.get_status(ME, handle.task_id)
+    assert (status.status, status.task_status) == ("cancelled", "cancelled")
+    assert status.legacy_compatibility.retry_count == 0
+    again = await vespera.cancel(ME, handle.task_id)
+    assert not again.success
+    assert "cancelled" in (again.reason or "")
+
+
+async def test_a_queued_execution_is_cancelled_at_once_and_the_queue_goes_by_priority(opening: Opening) -> None:
+    started: list[str] = []
+    release = anyio.Event()
+
+    async def work(context: Any) -> None:
+        started.append(context.inputs["name"])
+        await release.wait()
+
+    async with opening(max_concurrent=1) as vespera:
+        vespera.roles.add(in_loop("hold", work))
+        handles = {}
+        for name, priority in [("first", 5), ("low", 1), ("gone", 5), ("high", 9)]:
+            handles[name] = await vespera.execute_task(
+                ME, Execute(title=name, role="hold", inputs={"name": name}, priority=priority)
+            )
+        cancelled = await vespera.cancel(ME, handles["gone"].task_id, wait_ms=2000)
+        assert cancelled.status == "cancelled"
+        release.set()
+        for name in ("low", "high"):
+            assert (await done(vespera, handles[name].task_id)).status == "completed"
+        status = await vespera.get_status(ME, handles["low"].task_id)
+        assert status.session is not None
+        assert status.session.time_tracking.queue_seconds > 0
+    assert started == ["first", "high", "low"]
+
+
+async def test_a_second_start_is_refused_while_one_runs(vespera: Vespera) -> None:
+    handle = await vespera.execute_task(ME, command("sleep", "60"))
+    with pytest.raises(AlreadyExecuting):
+        await vespera.execute_task(ME, Execute(task_id=handle.task_id))
+    await vespera.cancel(ME, handle.task_id, wait_ms=8000)
+
+
+async def test_two_starts_of_one_task_at_once_give_one_run(vespera: Vespera) -> None:
+    task = await vespera.create_task(ME, NewTask(title="once", role="command", inputs={"argv": ["sleep", "60"]}))
+    outcomes: list[str] = []
+
+    async def start() -> None:
+        try:
+            await vespera.execute_task(ME, Execute(task_id=task.task_id))
+            outcomes.append("started")
+        except AlreadyExecuting:
+            outcomes.append("refused")
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(start)
+    assert sorted(outcomes) == ["refused"] * 3 + ["started"]
+    await vespera.cancel(ME, task.task_id, wait_ms=8000)
+
+
+async def test_a_timeout_ends_timed_out_by_the_same_ladder(vespera: Vespera) -> None:
+    handle = await vespera.execute_task(ME, command("sleep", "300", timeout_seconds=0.3, wait_ms=10_000))
+    assert handle.status == "timed_out"
+    result = await vespera.get_result(ME, handle.task_id)
+    assert result.error is not None
+    assert result.error["code"] == "TIMEOUT"
+    assert "execution_timeout" in await event_types(vespera, handle.session_id)
+
+
+async def test_errors_that_the_role_names_are_tried_again_with_back_off(vespera: Vespera) -> None:
+    attempts: list[int] = []
+
+    async def flaky(context: Any) -> str:
+        attempts.append(context.attempt)
+        if len(attempts) < 3:
+            raise ExecutionError("the line is down", code="NETWORK_TIMEOUT")
+        return "through"
+
+    retry = RetryPolicy(max_retries=3, retry_on=("NETWORK_TIMEOUT",), backoff_seconds=0.05)
+    vespera.roles.add(in_loop("flaky", flaky, retry=retry))
+    handle = await vespera.execute_task(ME, Execute(title="try", role="flaky", wait_ms=10_000))
+    assert handle.done
+    assert handle.status == "completed"
+    assert attempts == [1, 2, 3]
+    status = await vespera.get_status(ME, handle.task_id)
+    assert status.session is not None
+    assert (status.session.attempt, status.session.run_id) == (3, handle.run_id)
+    types = await event_types(vespera, handle.task_id)
+    assert types.count("retry_scheduled") == 2
+    assert types.count("execution_failed") == 2
+
+
+async def test_retries_end_when_they_are_used_up_and_the_task_is_failed(vespera: Vespera) -> None:
+    async def hopeless(context: Any) -> None:
+        raise ExecutionError("no", code="DOWN")
+
+    retry = RetryPolicy(max_retries=10, retry_on=("DOWN",), backoff_seconds=0.01)
+    vespera.roles.add(in_loop("hopeless", hopeless, retry=retry))
+    handle = await vespera.execute_task(ME, Execute(title="try", role="hopeless", wait_ms=10_000))
+    status = await vespera.get_status(ME, handle.task_id)
+    assert (handle.done, status.status, status.task_status) == (True, "failed", "failed")
+    assert status.legacy_compatibility.retry_count == 3
+
+
+async def test_a_cancel_while_backing_off_ends_the_run(vespera: Vespera) -> None:
+    async def flaky(context: Any) -> None:
+        raise ExecutionError("no", code="DOWN")
+
+    retry = RetryPolicy(max_retries=3, retry_on=("DOWN",), backoff_seconds=60)
+    vespera.roles.add(in_loop("flaky", flaky, retry=retry))
+    handle = await vespera.execute_task(ME, Execute(title="try", role="flaky"))
+    cursor = 0
+    with anyio.fail_after(10):
+        while "retry_scheduled" not in await event_types(vespera, handle.task_id):
+            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=2000)
+            cursor = page.next_cursor
+    answer = await vespera.cancel(ME, handle.task_id, wait_ms=2000)
+    assert answer.status == "cancelled"
+    assert (await done(vespera, handle.task_id)).task_status == "cancelled"
+
+
+async def test_a_callable_that_stops_on_its_token_is_cancelled_by_it(vespera: Vespera) -> None:
+    async def polite(context: Any) -> None:
+        while not context.cancelled:
+            await anyio.sleep(0.005)
+
+    vespera.roles.add(in_loop("polite", polite))
+    handle = await vespera.execute_task(ME, Execute(title="polite", role="polite"))
+    answer = await vespera.cancel(ME, handle.task_id, wait_ms=8000)
+    assert (answer.status, answer.rung) == ("cancelled", "token")
+
+
+async def test_a_callable_that_swallows_its_cancellation_is_fenced_off_and_called_abandoned(vespera: Vespera) -> None:
+    stubborn_may_go = anyio.Event()
+    seen: list[str] = []
+
+    async def stubborn(context: Any) -> None:
+        while not stubborn_may_go.is_set():
+            try:
+                await stubborn_may_go.wait()
+            except anyio.get_cancelled_exc_class():  # the very fault that is tested
+                seen.append("swallowed")
+        try:
+            context.progress(90, "still here")
+        except Exception as error:  # noqa: BLE001 - what it is does not matter to the work
+            seen.append(type(error).__name__)
+
+    vespera.roles.add(in_loop("stubborn", stubborn, grace_seconds=0.2))
+    handle = await vespera.execute_task(ME, Execute(title="stubborn", role="stubborn"))
+    began = time.monotonic()
+    answer = await vespera.cancel(ME, handle.task_id, wait_ms=10_000)
+    assert (answer.status, answer.rung) == ("cancelled", "abandoned")
+    assert time.monotonic() - began < 6
+    before = await event_types(vespera, handle.task_id)
+    stubborn_may_go.set()
+    with anyio.fail_after(5):
+        while "swallowed" not in seen:
+            await anyio.lowlevel.checkpoint()
+    assert await event_types(vespera, handle.task_id) == before
+
+
+async def test_an_idempotency_key_starts_one_run_however_often_it_is_used(vespera: Vespera) -> None:
+    first = await vespera.execute_task(ME, command("true", idempotency_key="k1"))
+    again = await vespera.execute_task(ME, command("true", idempotency_key="k1"))
+    assert (again.task_id, again.run_id, again.repeated) == (first.task_id, first.run_id, True)
+    handles: list[str] = []
+
+    async def start() -> None:
+        handles.append((await vespera.execute_task(ME, command("true", idempotency_key="k2"))).run_id)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(start)
+    assert len(set(handles)) == 1
+    made = await vespera.create_task(ME, NewTask(title="t", idempotency_key="k1"))
+    assert (await vespera.create_task(ME, NewTask(title="t", idempotency_key="k1"))).task_id == made.task_id
+    await done(vespera, first.task_id)
+
+
+async def test_a_key_is_remembered_over_a_restart(opening: Opening) -> None:
+    async with opening() as vespera:
+        first = await vespera.execute_task(ME, command("true", idempotency_key="k", wait_ms=20_000))
+    async with opening() as vespera:
+        again = await vespera.execute_task(ME, command("true", idempotency_key="k"))
+        assert (again.run_id, again.repeated, again.done) == (first.run_id, True, True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (Execute(title="x", role="no-such-role"), RoleNotFound),
+        (Execute(title="x", role="survey", inputs={"nonsense": 1}), InvalidInput),
+        (Execute(title="x", role="command", inputs={}), InvalidInput),
+        (Execute(title="x", role="command", inputs={"argv": "rm -rf"}), InvalidInput),
+        (Execute(title="", role="survey"), InvalidInput),
+        (Execute(title="   ", role="survey"), InvalidInput),
+        (Execute(title="x" * 1_000_000, role="survey"), InvalidInput),
+        (Execute(title="bell\a", role="survey"), InvalidInput),
+        (Execute(title="two\nlines", role="survey"), InvalidInput),
+        (Execute(title="x"), InvalidInput),
+        (Execute(), InvalidInput),
+        (Execute(task_id="x", title="y"), InvalidInput),
+        (Execute(task_id="no-such-task"), TaskNotFound),
+    ],
+)
+async def test_bad_requests_are_refused_and_leave_nothing_behind(
+    vespera: Vespera, request_: Execute, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await vespera.execute_task(ME, request_)
+    assert (await vespera.list_tasks(ME)).tasks == []
+    assert vespera.describe().head == 0
+
+
+async def test_a_token_may_not_run_commands_nor_read_outside_the_roots(opening: Opening, tmp_path: Path) -> None:
+    async with opening(allowed_roots=(tmp_path,)) as vespera:
+        with pytest.raises(PermissionDenied, match="command"):
+            await vespera.execute_task(TOKEN, command("true"))
+        with pytest.raises(PermissionDenied):
+            await vespera.execute_task(TOKEN, Execute(title="x", role="survey", inputs={"path": "/etc"}))
+        with pytest.raises(PermissionDenied):
+            await vespera.execute_task(Caller(principal="nobody", scopes=frozenset()), command("true"))
+    async with opening(allow_command_over_tcp=True) as vespera:
+        handle = await vespera.execute_task(TOKEN, command("true", wait_ms=20_000))
+        assert handle.status == "completed"
+
+
+async def test_unknown_ids_are_named(vespera: Vespera) -> None:
+    for call in (vespera.get_status, vespera.get_metrics, vespera.get_result, vespera.cancel, vespera.read_events):
+        with pytest.raises(TaskNotFound, match="no-such-task"):
+            await call(ME, "no-such-task")
+
+
+async def test_a_task_that_was_never_executed_is_idle_and_has_no_result(vespera: Vespera) -> None:
+    task = await vespera.create_task(ME, NewTask(title="later", role="survey"))
+    status = await vespera.get_status(ME, task.task_id)
+    assert (status.executing, status.status, status.session_id, status.task_found) == (False, "idle", None, True)
+    with pytest.raises(Conflict):
+        await vespera.get_result(ME, task.task_id)
+    assert not (await vespera.cancel(ME, task.task_id)).success
+    assert await vespera.get_progress(ME, task.task_id) is None
+
+
+async def test_ids_may_be_cut_short_and_session_ids_name_their_execution(vespera: Vespera) -> None:
+    handle = await vespera.execute_task(ME, command("true", wait_ms=20_000))
+    assert (await vespera.get_status(ME, handle.task_id[:8])).task_id == handle.task_id
+    status = await vespera.get_status(ME, handle.session_id)
+    assert status.session_id == handle.session_id
+
+
+async def test_a_full_queue_refuses_new_work(opening: Opening) -> None:
+    async with opening(max_concurrent=1, max_queued=1) as vespera:
+        running = await vespera.execute_task(ME, command("sleep", "60"))
+        with anyio.fail_after(10):
+            while not vespera.describe().running:
+                await anyio.lowlevel.checkpoint()
+        await vespera.execute_task(ME, command("true"))
+        with pytest.raises(Conflict, match="queue is full"):
+            await vespera.execute_task(ME, command("true"))
+        await vespera.cancel(ME, running.task_id, wait_ms=8000)
+
+
+async def test_a_second_owner_of_a_data_directory_is_refused(opening: Opening) -> None:
+    async with opening():
+        with pytest.raises(DataDirectoryInUse):
+            async with opening():
+                pass
+
+
+async def test_what_ran_when_the_owner_went_is_named_interrupted_and_what_waited_goes_on(opening: Opening) -> None:
+    async with opening(max_concurrent=1) as vespera:
+        running = await vespera.execute_task(ME, command("sleep", "60"))
+        waiting = await vespera.execute_task(ME, command("true"))
+        with anyio.fail_after(10):
+            while not vespera.describe().running:
+                await anyio.lowlevel.checkpoint()
+    async with opening(max_concurrent=1) as vespera:
+        ended = await vespera.get_result(ME, running.task_id)
+        assert ended.status == "failed"
+        assert ended.error is not None
+        assert ended.error["code"] == "INTERRUPTED"
+        assert (await done(vespera, waiting.task_id)).status == "completed"
+
+
+async def test_progress_of_a_run_is_monotonic_and_shows_100_only_at_the_end(vespera: Vespera) -> None:
+    async def work(context: Any) -> str:
+        for step in range(1, 6):
+            context.steps(step, 5, f"step {step}")
+        return "ok"
+
+    vespera.roles.add(in_loop("steps", work))
+    handle = await vespera.execute_task(ME, Execute(title="steps", role="steps", wait_ms=10_000))
+    page = await vespera.read_events(ME, handle.session_id, max_events=1000)
+    shown = [event["progress"]["percentage"] for event in page.events if event["type"] == "progress_update"]
+    assert shown == sorted(shown)
+    assert max(shown) < 100
+    assert 60 <= max(value for value in shown if value <= 90) <= 90
+    assert any(event["message"] == "step 3" for event in page.events)
+    progress = await vespera.get_progress(ME, handle.task_id)
+    assert progress is not None
+    assert progress.percentage == 100
+
+
+async def test_usage_of_a_busy_process_is_measured_with_its_peak(opening: Opening) -> None:
+    code = "import time\nx=bytearray(30_000_000)\nend=time.time()+1.2\nwhile time.time()<end: pass"
+    async with opening(sample_seconds=0.2) as vespera:
+        handle = await vespera.execute_task(ME, python(code, wait_ms=20_000))
+        status = await vespera.get_status(ME, handle.task_id, detail=True)
+        assert status.session is not None
+        usage = status.session.resource_usage
+        assert usage is not None
+        assert usage["memory_rss"].peak > 30
+        assert usage["cpu_usage"].peak > 20
+
+
+async def test_sampling_can_be_switched_off(opening: Opening) -> None:
+    async with opening(sample_seconds=0) as vespera:
+        handle = await vespera.execute_task(ME, command("sleep", "0.3", wait_ms=20_000))
+        status = await vespera.get_status(ME, handle.task_id, detail=True)
+        assert status.session is not None
+        assert status.session.resource_usage == {}
+
+
+async def test_leaving_closes_everything(opening: Opening) -> None:
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        async with opening() as vespera:
+            await vespera.execute_task(ME, command("true", wait_ms=20_000))
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
+    assert threading.active_count() <= threads + 5  # anyio keeps idle worker threads for a while

@@ -1,0 +1,202 @@
+"""From a request to a job: who may, with which inputs, under which limits, and only once per key."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
+
+from roles.definition import Role
+from roles.execution import RoleExecutor
+from roles.registry import RoleRegistry
+from vespera_exec.app import checks, views
+from vespera_exec.app.tasks import LiveTasks
+from vespera_exec.engine.running import Job, Policy
+from vespera_exec.engine.work import Work, WorkResult
+from vespera_exec.errors import AlreadyExecuting, ExecutionError, InvalidInput, PermissionDenied, RoleNotFound
+from vespera_exec.model.enums import ExecutionStatus
+from vespera_exec.model.events import Json, mapping
+from vespera_exec.model.ledger import IdempotencyRecord
+from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.principal import Caller
+from vespera_exec.model.session import ExecutionSession
+from vespera_exec.model.task import Task
+from vespera_exec.settings import Settings
+from vespera_exec.store.store import Store
+
+COMMAND_ROLE = "command"
+_LONGEST_GRACE_SECONDS = 4.0
+_REQUEST = "request"
+"""Where a task's execution context remembers who asked and from where, for an owner that comes later."""
+
+
+class Starter:
+    """Decides that something is to run."""
+
+    def __init__(self, *, store: Store, tasks: LiveTasks, roles: RoleRegistry, settings: Settings, owner: str) -> None:
+        self._store = store
+        self._tasks = tasks
+        self._roles = roles
+        self._settings = settings
+        self._owner = owner
+        self._executor = RoleExecutor(allowed_roots=settings.allowed_roots)
+        self._keys: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
+
+    def role(self, caller: Caller, name: str) -> Role:
+        """
+        Raises:
+            RoleNotFound: there is none of that name, or its file is broken.
+            PermissionDenied: this caller may not use it.
+        """
+        role = self._roles.get(name)
+        if not self.permits(caller, role):
+            hint = "over TCP it needs VESPERA_ALLOW_COMMAND_OVER_TCP=1" if name == COMMAND_ROLE else ""
+            raise PermissionDenied(
+                f"Role {name} is not open to {caller.principal}", hint=hint or "list_roles shows what is allowed"
+            )
+        return role
+
+    def permits(self, caller: Caller, role: Role) -> bool:
+        if role.name == COMMAND_ROLE and role.source == "builtin" and not caller.is_local:
+            return self._settings.allow_command_over_tcp and "operate" in caller.scopes
+        return role.permits(caller)
+
+    def new_task(self, caller: Caller, new: views.NewTask, *, complete: bool = False) -> Task:
+        """A recorded task. With `complete` the inputs must be all that the role needs.
+
+        Raises:
+            InvalidInput, RoleNotFound, PermissionDenied: nothing has been recorded.
+        """
+        role = self.role(caller, new.role) if new.role is not None else None
+        inputs = checks.inputs(new.inputs, self._settings)
+        if complete and role is not None:
+            inputs = self._completed(caller, role, inputs)
+        return self._tasks.make(
+            title=checks.title(new.title, self._settings),
+            description=checks.description(new.description, self._settings),
+            role=role.name if role else None,
+            inputs=inputs,
+            priority=new.priority,
+            sla_seconds=new.sla_seconds or self._settings.sla_seconds,
+            max_retries=new.max_retries,
+            principal=caller.principal,
+        )
+
+    async def start(self, caller: Caller, request: views.Execute) -> Job:
+        """Decide PENDING for the task that is named, or for a new one.
+
+        Raises:
+            InvalidInput, TaskNotFound, RoleNotFound, PermissionDenied, AlreadyExecuting: nothing was decided.
+        """
+        if (request.task_id is None) == (request.title is None):
+            raise InvalidInput(
+                "give either task_id, to execute a known task, or title and role, to make one and execute it"
+            )
+        if request.title is not None:
+            if request.role is None:
+                raise InvalidInput("role is missing", hint="list_roles shows what there is")
+            role = self.role(caller, request.role)
+            new = views.NewTask(
+                title=request.title,
+                description=request.description,
+                role=role.name,
+                inputs=request.inputs or {},
+                priority=5 if request.priority is None else request.priority,
+            )
+            task = self.new_task(caller, new, complete=True)
+            return self._enqueue(task, role, dict(task.inputs), caller, request)
+        task = await self._tasks.get(request.task_id or "")
+        name = request.role or task.record.assigned_role
+        if name is None:
+            raise InvalidInput(f"task {task.id} has no role", hint="name one in `role`; list_roles shows what there is")
+        role = self.role(caller, name)
+        session = task.execution.current_session
+        if session is not None:
+            raise AlreadyExecuting(task.id, session.session_id)
+        given = task.inputs if request.inputs is None else request.inputs
+        return self._enqueue(task, role, self._completed(caller, role, dict(given)), caller, request)
+
+    def take_over(self, task: Task, lifecycle: Lifecycle) -> Job | None:
+        """What becomes of an execution whose owner died: a job where it goes on; else it ends, and says why."""
+        session = task.execution.current_session
+        if session is None:
+            return None
+        session.change_owner(self._owner)
+        match lifecycle.status:
+            case ExecutionStatus.PENDING:
+                try:
+                    return self._job(task, session, self._roles.get(lifecycle.role_name or ""))
+                except (RoleNotFound, InvalidInput) as error:
+                    session.fail(error)
+            case ExecutionStatus.CANCELLING:
+                session.end_cancelled(outcome={"owner_died": lifecycle.owner})
+            case _:
+                text = f"The server that ran it ({lifecycle.owner}) ended in the middle"
+                session.fail(ExecutionError(text, code="INTERRUPTED", context={"owner": lifecycle.owner}))
+        return None
+
+    @asynccontextmanager
+    async def once(self, caller: Caller, operation: str, key: str | None) -> AsyncGenerator[IdempotencyRecord | None]:
+        """One request per idempotency key at a time; what the key stands for, where it has been used."""
+        if key is None:
+            yield None
+            return
+        name = (caller.principal, operation, key)
+        lock = self._keys.setdefault(name, asyncio.Lock())
+        async with lock:
+            yield await self._store.queries.find_idempotent(*name)
+
+    def _completed(self, caller: Caller, role: Role, given: dict[str, Json]) -> dict[str, Json]:
+        completed = role.validate_inputs(checks.inputs(given, self._settings))
+        return role.resolve_paths(completed, caller, self._settings.allowed_roots)
+
+    def _enqueue(self, task: Task, role: Role, inputs: dict[str, Json], caller: Caller, request: views.Execute) -> Job:
+        """The request's own values, who asked, and PENDING, in one decision."""
+        asked = {
+            "principal": caller.principal,
+            "scopes": sorted(caller.scopes),
+            "over_tcp": caller.over_tcp,
+            "cwd": caller.cwd,
+            "env": dict(caller.env),
+            "timeout_seconds": request.timeout_seconds,
+        }
+        with task.ledger:
+            session = task.enqueue_execution(
+                role.name,
+                priority=task.priority if request.priority is None else request.priority,
+                owner=self._owner,
+            )
+            context = {**task.record.execution_context, _REQUEST: asked}
+            task.execution.change(inputs=inputs, execution_context=context)
+            if request.idempotency_key is not None:
+                task.remember_key(caller.principal, "execute", request.idempotency_key, session.run_id)
+        return self._job(task, session, role)
+
+    def _job(self, task: Task, session: ExecutionSession, role: Role) -> Job:
+        asked = mapping(task.record.execution_context.get(_REQUEST))
+        caller = Caller(
+            principal=asked.get("principal", "local"),
+            scopes=frozenset(asked.get("scopes", ())),
+            over_tcp=asked.get("over_tcp", False),
+            cwd=asked.get("cwd"),
+            env=mapping(asked.get("env")),
+        )
+
+        async def run(work: Work) -> WorkResult:
+            return await self._executor.execute_task_with_tracking(task, role, work)
+
+        return Job(
+            task=task,
+            session=session,
+            run=run,
+            caller=caller,
+            policy=Policy(
+                timeout_seconds=asked.get("timeout_seconds")
+                or role.timeout_seconds
+                or self._settings.default_timeout_seconds,
+                wait_timeout_seconds=role.wait_timeout_seconds,
+                grace_seconds=min(role.grace_seconds, _LONGEST_GRACE_SECONDS),
+                retry=role.retry,
+            ),
+        )

@@ -1,0 +1,134 @@
+"""Finding what an id stands for: the live task in this process, else what the store knows of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+from vespera_exec.app.plugins import progress_metrics
+from vespera_exec.errors import ExecutionNotFound, TaskNotFound
+from vespera_exec.model.clock import Clock
+from vespera_exec.model.enums import TaskStatus
+from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.progress import Progress
+from vespera_exec.model.record import TaskRecord
+from vespera_exec.model.session import ExecutionSession
+from vespera_exec.model.task import Task
+from vespera_exec.settings import Settings
+from vespera_exec.store.store import Store
+
+_HOT_EVENTS = 32
+"""Kept in memory per session; the database has all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A task, and the session that is meant: the one named, else the current, else the last one.
+
+    `session` is set where it is live in this process; `life` and `progress` are its state either way.
+    """
+
+    record: TaskRecord
+    life: Lifecycle | None
+    progress: Progress | None
+    session: ExecutionSession | None
+    by_session: bool
+
+
+class LiveTasks:
+    """The tasks of this process: one object per task, however many ask, held while its run is active."""
+
+    def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
+        self._store = store
+        self._options: dict[str, Any] = {
+            "sink": store.journal,
+            "clock": clock,
+            "cancelled_status": TaskStatus(settings.cancelled_task_status),
+            "max_events_in_memory": _HOT_EVENTS,
+            "custom_metrics": progress_metrics(),
+        }
+        self._known: WeakValueDictionary[str, Task] = WeakValueDictionary()
+        self._held: dict[str, Task] = {}
+
+    def make(self, **fields: Any) -> Task:
+        """A new task, recorded; `fields` as `Task` takes them."""
+        task = Task(**fields, **self._options)
+        self._known[task.id] = task
+        return task
+
+    def adopt(self, record: TaskRecord, lifecycle: Lifecycle, progress: Progress) -> Task:
+        """A stored task with a session that has not ended, live again."""
+        task = Task.restored(record, **self._options)
+        session = ExecutionSession.restored(lifecycle, progress, ledger=task.ledger, max_events=_HOT_EVENTS)
+        task.execution.adopt(session)
+        self._known[task.id] = task
+        return task
+
+    def hold(self, task: Task) -> None:
+        """Keep it in memory until `release`."""
+        self._held[task.id] = task
+
+    def release(self, task: Task) -> None:
+        self._held.pop(task.id, None)
+
+    async def get(self, any_id: str) -> Task:
+        """The live task of an id.
+
+        Raises:
+            TaskNotFound: nothing has this id.
+        """
+        record = (await self.find(any_id)).record
+        if (task := self._known.get(record.task_id)) is None:
+            task = Task.restored(record, **self._options)
+            self._known[record.task_id] = task
+        return task
+
+    async def find(self, any_id: str) -> Found:
+        """What a task id, a session id or a unique prefix of either stands for.
+
+        Raises:
+            TaskNotFound: nothing.
+            InvalidInput: several things.
+        """
+        if task := self._known.get(any_id):
+            return _live(task, None)
+        for task in self._held.values():
+            session = task.execution.current_session
+            if session is not None and session.session_id == any_id:
+                return _live(task, any_id)
+        located = await self._store.queries.locate(any_id)
+        if located is None:
+            raise TaskNotFound(any_id[:100])
+        task_id, execution_id = located
+        if (task := self._known.get(task_id)) is not None:
+            session = task.execution.current_session
+            if execution_id is None or (session is not None and session.session_id == execution_id):
+                return _live(task, execution_id)
+        record = task.record if task is not None else await self.record(task_id)
+        wanted = execution_id or record.current_execution_id or record.last_execution_id
+        stored = await self._store.queries.get_execution(wanted) if wanted else None
+        if execution_id is not None and stored is None:
+            raise ExecutionNotFound(execution_id)
+        life, progress = stored if stored else (None, None)
+        return Found(record, life, progress, None, execution_id is not None)
+
+    async def record(self, task_id: str) -> TaskRecord:
+        """
+        Raises:
+            TaskNotFound: it does not exist.
+        """
+        if task := self._known.get(task_id):
+            return task.record
+        record = await self._store.queries.get_task(task_id)
+        if record is None:
+            raise TaskNotFound(task_id)
+        return record
+
+
+def _live(task: Task, execution_id: str | None) -> Found:
+    session = task.execution.current_session or task.execution.last_session
+    by_session = execution_id is not None
+    if session is None:
+        return Found(task.record, None, None, None, by_session)
+    return Found(task.record, session.lifecycle, session.progress, session, by_session)

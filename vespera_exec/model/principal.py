@@ -6,26 +6,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from vespera_exec.paths import CALLER_ENV
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LOCAL = "local"
-
-# What a caller's environment may hand to the work it starts; everything else stays behind.
-CALLER_ENV = (
-    "PATH",
-    "VIRTUAL_ENV",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "TERM",
-    "SHELL",
-    "TMPDIR",
-)
 
 
 def _no_env() -> Mapping[str, str]:

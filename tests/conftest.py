@@ -1,0 +1,43 @@
+"""Fixtures that every test may use: one backend, a data directory of its own, an environment without ours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own `VESPERA_*` variables do not reach the tests."""
+    for name in [name for name in os.environ if name.startswith("VESPERA_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """An empty data directory, 0700."""
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+@pytest.fixture
+def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short folder for sockets (their paths are limited to 107 bytes), named in `VESPERA_RUNTIME_DIR`."""
+    folder = Path(tempfile.mkdtemp(prefix="vx-", dir="/tmp"))
+    monkeypatch.setenv("VESPERA_RUNTIME_DIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

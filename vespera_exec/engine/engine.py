@@ -104,7 +104,7 @@ class Engine:
         self._waiting: dict[str, Job] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._withdrawn: deque[str] = deque()
-        self._running: dict[str, RunningExecution] = {}
+        self._slots: set[str] = set()
         self._runs: dict[str, Run] = {}
         self._wake = anyio.Event()
         self._group: TaskGroup | None = None
@@ -141,7 +141,7 @@ class Engine:
 
     @property
     def active(self) -> int:
-        return len(self._running)
+        return len(self._slots)
 
     @property
     def idle(self) -> bool:
@@ -184,9 +184,10 @@ class Engine:
                 if job := self._waiting.get(heapq.heappop(self._deadlines)[1]):
                     job.session.time_out("Waited too long for its turn")
                     self._leave(job, group)
-            while len(self._running) < self._options.max_concurrent and (job := self._queue.pop(now)):
+            while len(self._slots) < self._options.max_concurrent and (job := self._queue.pop(now)):
                 del self._waiting[job.key]
-                self._start(job, group)
+                self._slots.add(job.key)
+                group.start_soon(self._execute, job, group)
             due = [self._queue.next_time(), self._deadlines[0][0] if self._deadlines else None]
             times = [time for time in due if time is not None]
             with anyio.move_on_after(max(0.0, min(times) - now) if times else None):
@@ -200,36 +201,18 @@ class Engine:
 
     # one execution
 
-    def _start(self, job: Job, group: TaskGroup) -> None:
-        output = self._open_output(job.key)
-        running = RunningExecution(
-            job,
-            output=output,
-            scratch=self._scratch_root / job.key,
-            before_ladder=self._durable,
-            adopts_orphans=self._options.adopts_orphans,
-            read_interval=self._options.read_interval,
-        )
-        self._running[job.key] = running
-        group.start_soon(self._execute, running, output, group)
-
-    async def _execute(self, running: RunningExecution, output: OutputSink, group: TaskGroup) -> None:
-        job, following = running.job, None
+    async def _execute(self, job: Job, group: TaskGroup) -> None:
+        following = None
         try:
             if job.session.lifecycle.status is S.PENDING:
-                job.session.start_execution()
-                await self._durable()
-                try:
-                    outcome = await self._observed(running, group)
-                finally:
-                    output.close()
-                following = self._conclude(job, outcome)
+                following = await self._attempt(job, group)
+        except StoreUnavailable as fault:
+            job.session.fail(fault)
         except StoreError:
             _log.exception("Execution %s was refused by the store and is given up", job.key)
         finally:
-            output.close()
             shutil.rmtree(self._scratch_root / job.key, ignore_errors=True)
-            self._running.pop(job.key, None)
+            self._slots.discard(job.key)
             self._wake.set()
         if following is None:
             await self._done(job)
@@ -238,6 +221,25 @@ class Engine:
         if run := self._runs.get(job.session.task_id):
             run.session = following.session
         self._enqueue(following)
+
+    async def _attempt(self, job: Job, group: TaskGroup) -> Job | None:
+        """One execution from its start to its conclusion; the job of the next attempt, where there is one."""
+        output = self._open_output(job.key)
+        try:
+            running = RunningExecution(
+                job,
+                output=output,
+                scratch=self._scratch_root / job.key,
+                before_ladder=self._durable,
+                adopts_orphans=self._options.adopts_orphans,
+                read_interval=self._options.read_interval,
+            )
+            job.session.start_execution()
+            await self._durable()
+            outcome = await self._observed(running, group)
+        finally:
+            output.close()
+        return self._conclude(job, outcome)
 
     async def _observed(self, running: RunningExecution, group: TaskGroup) -> Outcome:
         if self._sampler is None:

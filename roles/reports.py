@@ -1,0 +1,219 @@
+"""What a child process says of itself: one JSON object per line of its progress descriptor.
+
+    {"progress": 40, "message": "half way"}           a percentage
+    {"done": 3, "total": 10, "unit": "files"}         items; steps with unit "steps"
+    {"bytes": 1048576, "total": 4194304}              bytes
+    {"message": "linking"}                            a new message, the value stays
+    {"checkpoint": ...} {"log": "text", "level": "info"} {"result": ...} {"error": {"code", "message"}}
+
+`message`, `details`, `metric`, `type` and `reset` go with any report. One line may carry several of these.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import orjson
+
+from vespera_exec.errors import CancellationException, InvalidProgress, VesperaError
+from vespera_exec.model.enums import MessageLevel, ProgressType
+from vespera_exec.model.events import Json, mapping
+from vespera_exec.model.progress import ProgressReport
+
+if TYPE_CHECKING:
+    from vespera_exec.engine.work import Tracking
+
+MESSAGE_CHARACTERS: Final = 2000
+_log = logging.getLogger(__name__)
+RESULT_CHARACTERS: Final = 16 * 1024 * 1024
+_KNOWN: Final = frozenset(
+    {
+        "progress", "done", "total", "bytes", "unit", "message", "details", "metric", "type", "reset",
+        "checkpoint", "log", "level", "result", "result_part", "result_end", "error", "cancelled",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A JSON value that may itself be null."""
+
+    value: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One line, read. `problem` says why the line, or a part of it, was not understood."""
+
+    progress: ProgressReport | None = None
+    checkpoint: Held | None = None
+    log: tuple[MessageLevel, str, dict[str, Json]] | None = None
+    result: Held | None = None
+    result_part: str = ""
+    result_end: dict[str, Json] | None = None
+    error: dict[str, Json] | None = None
+    cancelled: bool = False
+    problem: str | None = None
+
+
+def parse_report(line: bytes) -> Report:
+    """Total: whatever the bytes are, a report comes back."""
+    try:
+        message: Any = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return Report(problem=f"not JSON ({error}): {_clean(line[:80].decode('utf-8', 'replace'))!r}")
+    if not isinstance(message, dict):
+        return Report(problem=f"not an object: {_clean(line[:80].decode('utf-8', 'replace'))!r}")
+    return read_report(cast("dict[str, Json]", message))
+
+
+def read_report(message: dict[str, Json]) -> Report:
+    """The same for a message that is an object already."""
+    if not _KNOWN.intersection(message):
+        return Report(problem=f"nothing known in it: {_clean(repr(sorted(message))[:80])}")
+    try:
+        progress = _progress(message)
+        level = MessageLevel(message.get("level", "info")) if "log" in message else MessageLevel.INFO
+    except (InvalidProgress, ValueError) as error:
+        return Report(problem=str(error)[:200])
+    log = (
+        (level, _clean(str(message["log"]))[:MESSAGE_CHARACTERS], mapping(message.get("details")))
+        if "log" in message
+        else None
+    )
+    return Report(
+        progress=progress,
+        checkpoint=Held(message["checkpoint"]) if "checkpoint" in message else None,
+        log=log,
+        result=Held(message["result"]) if "result" in message else None,
+        result_part=str(message.get("result_part", "")),
+        result_end=mapping(message["result_end"]) if "result_end" in message else None,
+        error=_error(message["error"]) if "error" in message else None,
+        cancelled=message.get("cancelled") is True,
+    )
+
+
+@dataclass(slots=True)
+class Intake:
+    """Takes the reports of one child, hands them to the log, and keeps its outcome.
+
+    A line that is not understood, or a report that is refused, is counted; the first is logged.
+    """
+
+    tracking: Tracking
+    problems: int = 0
+    result: Held | None = None
+    about: dict[str, Json] = field(default_factory=dict[str, Json])
+    error: dict[str, Json] | None = None
+    cancelled: bool = False
+    _parts: list[str] = field(default_factory=list[str])
+    _size: int = 0
+
+    def line(self, line: bytes) -> None:
+        """A line of a child. Never raises: what is refused, because the execution has ended, say, is a problem."""
+        if not line.strip():
+            return
+        try:
+            self.take(parse_report(line))
+        except (VesperaError, CancellationException) as error:
+            self.problems += 1
+            _log.debug("A report was refused: %s", error)
+
+    def message(self, message: dict[str, Json]) -> None:
+        """A report of a callable in our own loop; raises as `take` does."""
+        self.take(read_report(message))
+
+    def take(self, report: Report) -> None:
+        """
+        Raises:
+            VesperaError: the log refused a checkpoint or a line.
+            CancellationException: the execution has ended, and this work was left behind.
+        """
+        if report.problem is not None:
+            self.problem(report.problem)
+            return
+        if report.progress is not None:
+            self._progress(report.progress)
+        if report.checkpoint is not None:
+            self.tracking.checkpoint(report.checkpoint.value)
+        if report.log is not None:
+            self.tracking.log(*report.log)
+        self._outcome(report)
+
+    def problem(self, what: str) -> None:
+        self.problems += 1
+        if self.problems == 1:
+            self.tracking.log(MessageLevel.WARNING, f"A progress report was not understood: {what}")
+
+    def _progress(self, report: ProgressReport) -> None:
+        try:
+            self.tracking.progress(report)
+        except InvalidProgress as error:
+            self.problem(str(error)[:200])
+
+    def _outcome(self, report: Report) -> None:
+        if report.result is not None:
+            self.result = report.result
+        if report.result_part:
+            self._size += len(report.result_part)
+            if self._size <= RESULT_CHARACTERS:
+                self._parts.append(report.result_part)
+        if report.result_end is not None:
+            try:
+                self.result = Held(orjson.loads("".join(self._parts)))
+                self.about = report.result_end
+            except orjson.JSONDecodeError as error:
+                self.problem(f"the result came in damaged: {error}")
+            self._parts, self._size = [], 0
+        if report.error is not None:
+            self.error = report.error
+        self.cancelled = self.cancelled or report.cancelled
+
+
+def _progress(message: dict[str, Json]) -> ProgressReport | None:
+    text = message.get("message")
+    said: dict[str, Any] = {
+        "message": _clean(str(text))[:MESSAGE_CHARACTERS] if text is not None else "",
+        "details": mapping(message.get("details")),
+        "metric": _clean(str(message["metric"]))[:64] if message.get("metric") else None,
+        "reset": message.get("reset") is True,
+    }
+    total = _number(message, "total")
+    if (percentage := _number(message, "progress")) is not None:
+        return ProgressReport(current=percentage, **said)
+    if (done := _number(message, "bytes")) is not None:
+        return ProgressReport(progress_type=ProgressType.BYTES, current=done, total=total, unit="bytes", **said)
+    if (done := _number(message, "done")) is not None:
+        unit = _clean(str(message.get("unit") or ""))[:32]
+        kind = message.get("type") or ("steps" if unit in ("", "steps") else "items")
+        return ProgressReport(progress_type=ProgressType(kind), current=done, total=total, unit=unit or kind, **said)
+    return ProgressReport(**said) if text is not None and "log" not in message else None
+
+
+def _number(message: dict[str, Json], key: str) -> float | None:
+    value = message.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidProgress(f"{key} must be a number, not {type(value).__name__}")
+    return value
+
+
+def _error(given: Json) -> dict[str, Json]:
+    error = mapping(given)
+    code, message = error.get("code"), error.get("message")
+    return {
+        "code": _clean(str(code))[:128] if code else "EXECUTION_FAILED",
+        "message": _clean(str(message if message is not None else given))[:MESSAGE_CHARACTERS],
+        "traceback": _clean(str(error.get("traceback") or ""))[-16_384:],
+    }
+
+
+def _clean(text: str) -> str:
+    """Without the characters that upset a terminal or a database, and of bounded length."""
+    bounded = text[:16_384] if len(text) > 16_384 else text
+    if not bounded.isprintable():
+        bounded = "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in bounded)
+    return bounded

@@ -1,0 +1,129 @@
+"""`vespera-exec report`: lets a program that we run say how far it is; standard library only.
+
+Writes one line to the descriptor that `VESPERA_PROGRESS_FD` names, in one piece.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import math
+import os
+import select
+import stat
+import sys
+from typing import Any, Final, NoReturn
+
+REFUSED: Final = 125
+"""The exit code of a report that was not made; the program's own codes are below it."""
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class Refused(Exception):
+    """The report cannot be made; the argument says why."""
+
+
+def main(argv: list[str]) -> int:
+    """0 when the report is on its way, else 125 with one line on stderr."""
+    try:
+        _send(_message(_parser().parse_args(argv)))
+    except Refused as error:
+        sys.stderr.write(f"vespera-exec report: {error}\n")
+        return REFUSED
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Refused(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="vespera-exec report", description="Report progress from inside an execution.")
+    parser.add_argument("--progress", type=_number, metavar="PERCENT", help="0 to 100")
+    parser.add_argument("--done", type=_number, help="units done")
+    parser.add_argument("--total", type=_number, help="units in all")
+    parser.add_argument("--unit", help="what is counted, e.g. files")
+    parser.add_argument("-m", "--message", help="what it is doing")
+    parser.add_argument("--metric", help="report a measure of this name beside the progress")
+    parser.add_argument("--reset", action="store_true", help="the value may go back")
+    parser.add_argument("--checkpoint", type=_json, metavar="JSON", help="a state that the work can go on from")
+    parser.add_argument("--result", type=_json, metavar="JSON", help="the result of the work")
+    parser.add_argument("--log", metavar="TEXT", help="a line for the log")
+    parser.add_argument("--level", choices=_LEVELS, default="info", help="the level of --log")
+    return parser
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number from 0")
+    return value
+
+
+def _json(text: str) -> tuple[Any]:
+    try:
+        return (json.loads(text, parse_constant=_number),)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+
+
+def _message(given: argparse.Namespace) -> dict[str, Any]:
+    if given.progress is not None and given.done is not None:
+        raise Refused("give --progress or --done, not both")
+    if given.progress is not None and given.progress > 100:
+        raise Refused(f"a percentage is at most 100, not {given.progress:g}")
+    if given.done is None and (given.total is not None or given.unit is not None):
+        raise Refused("--total and --unit go with --done")
+    if given.metric is not None and given.progress is None and given.done is None:
+        raise Refused("--metric needs a value: --progress or --done")
+    names = ("progress", "done", "total", "unit", "message", "metric")
+    message = {name: value for name in names if (value := getattr(given, name)) is not None}
+    for name in ("checkpoint", "result"):
+        if (value := getattr(given, name)) is not None:
+            message[name] = value[0]
+    if given.reset:
+        message["reset"] = True
+    if given.log is not None:
+        message |= {"log": given.log, "level": given.level}
+    if not message:
+        raise Refused("nothing to report; give --progress, --done, -m, --checkpoint, --result or --log")
+    return message
+
+
+def _send(message: dict[str, Any]) -> None:
+    line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    if len(line) > select.PIPE_BUF:
+        # A longer one could be torn apart by another process that reports at the same time.
+        raise Refused(f"the report has {len(line)} bytes; at most {select.PIPE_BUF} are written in one piece")
+    descriptor = _descriptor()
+    try:
+        os.write(descriptor, line)
+    except BlockingIOError:
+        select.select([], [descriptor], [])
+        os.write(descriptor, line)
+    except OSError as error:
+        raise Refused(f"nobody listens: {os.strerror(error.errno or errno.EPIPE)}") from None
+
+
+def _descriptor() -> int:
+    named = os.environ.get("VESPERA_PROGRESS_FD")
+    if named is None:
+        raise Refused("not inside an execution (VESPERA_PROGRESS_FD is not set)")
+    try:
+        number = int(named)
+        mode = os.fstat(number).st_mode
+    except (ValueError, OverflowError, OSError):
+        raise Refused(f"the progress descriptor {named!r} was not passed on to this process") from None
+    # Where a parent has closed it, the number may belong to a file of the program's own.
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)) or number <= 2:
+        raise Refused(f"the progress descriptor {named!r} was not passed on to this process")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -38,7 +38,9 @@ async def opened(
     if path is not None:
         settings = replace(settings, data_dir=_folder(path))
     owner = f"{purpose}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    with OwnerLock.acquire(settings.data_dir, purpose=purpose):
+    # A daemon outlasts the last moments of the one it follows.
+    waiting = 5.0 if purpose == "daemon" else 0.0
+    with OwnerLock.acquire(settings.data_dir, purpose=purpose, wait_seconds=waiting):
         # A daemon has no children but its own shims; an embedding program may have others.
         adopts = purpose == "daemon" and become_subreaper()
         async with Store.open(settings) as store:

@@ -92,7 +92,6 @@ class RunningExecution:
         self._launcher = ProcessLauncher(
             execution_id=job.session.session_id,
             python=sys.executable,
-            scratch=scratch,
             adopts_orphans=adopts_orphans,
             read_interval=read_interval,
         )

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
-from datetime import datetime
+from typing import TYPE_CHECKING
 
 from vespera_exec.errors import CancellationException, InvalidInput
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.events import new_id
 
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from vespera_exec.model.events import Json
+
 Listener = Callable[["CancellationToken"], None]
+
+_log = logging.getLogger(__name__)
 
 
 class CancellationToken:
@@ -18,19 +26,21 @@ class CancellationToken:
 
     A child (`child`, `with_timeout`) is cancelled with its parent; `with_timeout` links both ways, so
     it stands for the same request with a deadline added. A deadline needs no thread: it is judged
-    whenever the token is read, and `deadline` tells a loop when to look.
+    whenever one of the tokens it concerns is read, and `deadline` tells a loop when to look.
     """
 
     __slots__ = (
-        "__weakref__", "_cancelled_at", "_children", "_clock", "_listeners", "_lock", "_parent",
+        "__weakref__", "_cancelled_at", "_children", "_clock", "_deadline_text", "_listeners", "_lock", "_parent",
         "_reason", "_timed_out", "_two_way", "deadline", "timeout_seconds", "token_id",
     )  # fmt: skip
 
-    def __init__(self, *, clock: Clock = SYSTEM_CLOCK, token_id: str | None = None) -> None:
+    def __init__(self, token_id: str | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self.token_id = token_id or new_id()
         self.timeout_seconds: float | None = None
+        """What `with_timeout` was given for this token."""
         self.deadline: float | None = None
-        """On the clock's monotonic scale, in seconds; None without a timeout."""
+        """The earliest that concerns this token, on the clock's monotonic scale, in seconds; None without one."""
+        self._deadline_text = ""
         self._clock = clock
         self._lock = threading.RLock()
         self._cancelled_at: datetime | None = None
@@ -70,7 +80,7 @@ class CancellationToken:
         if self._cancelled_at is not None:
             return True
         if self.deadline is not None and self._clock.monotonic() >= self.deadline:
-            self._cancel(f"Timeout after {self.timeout_seconds:g} seconds", timed_out=True)
+            self._cancel(self._deadline_text, timed_out=True)
             return True
         return False
 
@@ -96,7 +106,7 @@ class CancellationToken:
             raise InvalidInput(f"a timeout must not be negative: {seconds}")
         child = self._link(two_way=True)
         child.timeout_seconds = seconds
-        child.deadline = self._clock.monotonic() + seconds
+        child._limit(self._clock.monotonic() + seconds, f"Timeout after {seconds:g} seconds")
         child.is_cancellation_requested()
         return child
 
@@ -106,8 +116,55 @@ class CancellationToken:
             if self._cancelled_at is None:
                 self._listeners.append(listener)
                 return lambda: self._forget(listener)
-        listener(self)
+        self._tell(listener)
         return lambda: None
+
+    def adopt(self, token: CancellationToken) -> None:
+        """Make an existing token, with what it is linked to both ways, follow this one; one that follows another
+        already is linked through that."""
+        while token._parent is not None:
+            if token._parent is self:
+                return
+            token = token._parent
+        if token is self:
+            return
+        token._parent = self
+        with self._lock:
+            live = self._cancelled_at is None
+            if live:
+                self._children.append(token)
+        if not live:
+            token._cancel(self._reason, timed_out=self._timed_out)
+        elif self.deadline is not None:
+            token._limit(self.deadline, self._deadline_text)
+
+    def detach(self) -> None:
+        """Leave the parent: a long-lived token need not keep the children of what has ended."""
+        parent = self._parent
+        if parent is not None:
+            parent._disown(self)
+
+    def to_dict(self) -> dict[str, Json]:
+        """Its state, for reports; a token itself cannot be stored."""
+        return {
+            "token_id": self.token_id,
+            "is_cancelled": self.is_cancelled,
+            "cancellation_reason": self._reason,
+            "cancelled_at": self._cancelled_at.isoformat() if self._cancelled_at else None,
+            "timeout_seconds": self.timeout_seconds,
+        }
+
+    def _limit(self, deadline: float, text: str) -> None:
+        """Take over an earlier deadline, and hand it on to whoever it concerns."""
+        with self._lock:
+            if self.deadline is not None and self.deadline <= deadline:
+                return
+            self.deadline, self._deadline_text = deadline, text
+            children = list(self._children)
+        for child in children:
+            child._limit(deadline, text)
+        if self._two_way and self._parent is not None:
+            self._parent._limit(deadline, text)
 
     def _forget(self, listener: Listener) -> None:
         with self._lock:
@@ -115,11 +172,12 @@ class CancellationToken:
                 self._listeners.remove(listener)
 
     def _link(self, *, two_way: bool) -> CancellationToken:
-        child = CancellationToken(clock=self._clock, token_id=self.token_id if two_way else None)
+        child = CancellationToken(self.token_id if two_way else None, clock=self._clock)
         child._parent = self
         child._two_way = two_way
         with self._lock:
             if self._cancelled_at is None:
+                child.deadline, child._deadline_text = self.deadline, self._deadline_text
                 self._children.append(child)
                 return child
         child._cancel(self._reason, timed_out=self._timed_out)
@@ -129,9 +187,10 @@ class CancellationToken:
         with self._lock:
             if self._cancelled_at is not None:
                 return False
-            self._cancelled_at = self._clock.now()
             self._reason = reason
             self._timed_out = timed_out
+            # Last: whoever reads without the lock and sees it cancelled sees the reason, too.
+            self._cancelled_at = self._clock.now()
             listeners, self._listeners = self._listeners, []
             children, self._children = self._children, []
         for child in children:
@@ -139,11 +198,16 @@ class CancellationToken:
         if self._parent is not None:
             if self._two_way:
                 self._parent._cancel(reason, timed_out=timed_out)
-            else:
-                self._parent._disown(self)
+            self._parent._disown(self)
         for listener in listeners:
-            listener(self)
+            self._tell(listener)
         return True
+
+    def _tell(self, listener: Listener) -> None:
+        try:
+            listener(self)
+        except Exception:  # noqa: BLE001 - the boundary to a stranger's listener: the others hear of it all the same
+            _log.exception("A listener of the cancellation token %s failed", self.token_id)
 
     def _disown(self, child: CancellationToken) -> None:
         with self._lock:

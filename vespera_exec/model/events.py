@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -19,7 +19,13 @@ def mapping(value: Json) -> dict[str, Json]:
 
 
 def new_id() -> str:
-    return str(uuid.uuid4())
+    """A random UUID (version 4) as text; built by hand, because `uuid.uuid4` costs three times as much."""
+    digits = os.urandom(16).hex()
+    variant = _VARIANTS[digits[16]]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
+_VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 def _now() -> datetime:
@@ -51,8 +57,13 @@ class ExecutionEvent:
     details: dict[str, Json] = field(default_factory=dict[str, Json])
     level: MessageLevel | None = None
 
+    def __post_init__(self) -> None:
+        if type(self.event_type) is not EventType:
+            object.__setattr__(self, "event_type", EventType(self.event_type))
+
     @property
     def stream(self) -> str:
+        """The log it is counted in: its execution's, else its task's."""
         return self.execution_id or self.task_id
 
     @property
@@ -118,3 +129,62 @@ class ExecutionEvent:
             details=data.get("details") or {},
             level=MessageLevel(data["level"]) if data.get("level") else None,
         )
+
+
+class _Draft:
+    """The slots of an event while they are filled in: a frozen dataclass pays a function call for each."""
+
+    __slots__ = ExecutionEvent.__slots__
+
+    event_type: EventType
+    event_id: str
+    timestamp: datetime
+    task_id: str
+    execution_id: str | None
+    step_id: str | None
+    sequence: int
+    cursor: int | None
+    old_status: ExecutionStatus | None
+    new_status: ExecutionStatus | None
+    message: str
+    phase: ExecutionPhase | None
+    progress_data: dict[str, Json] | None
+    details: dict[str, Json]
+    level: MessageLevel | None
+
+
+def recorded_event(
+    event_type: EventType,
+    timestamp: datetime,
+    task_id: str,
+    execution_id: str | None,
+    sequence: int,
+    *,
+    step_id: str | None = None,
+    old_status: ExecutionStatus | None = None,
+    new_status: ExecutionStatus | None = None,
+    message: str = "",
+    phase: ExecutionPhase | None = None,
+    progress_data: dict[str, Json] | None = None,
+    details: dict[str, Json] | None = None,
+    level: MessageLevel | None = None,
+) -> ExecutionEvent:
+    """An event as the ledger makes it: the same object as `ExecutionEvent(...)` gives, in a third of the time."""
+    made = _Draft()
+    made.event_type = event_type
+    made.event_id = new_id()
+    made.timestamp = timestamp
+    made.task_id = task_id
+    made.execution_id = execution_id
+    made.step_id = step_id
+    made.sequence = sequence
+    made.cursor = None
+    made.old_status = old_status
+    made.new_status = new_status
+    made.message = message
+    made.phase = phase
+    made.progress_data = progress_data
+    made.details = {} if details is None else details
+    made.level = level
+    made.__class__ = ExecutionEvent  # pyright: ignore[reportAttributeAccessIssue] - same slots; sealed from here on
+    return cast("ExecutionEvent", made)

@@ -2,89 +2,36 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from vespera_exec.errors import AlreadyExecuting, InvalidInput, NotExecuting
 from vespera_exec.model.cancellation import CancellationToken
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
-from vespera_exec.model.events import ExecutionEvent, Json, new_id
-from vespera_exec.model.ledger import Ledger, Part, ResultRecord
-from vespera_exec.model.listeners import Callback, Subscription
-from vespera_exec.model.progress import CustomMetric
+from vespera_exec.model.events import new_id
+from vespera_exec.model.jsonable import jsonable
+from vespera_exec.model.ledger import Cell, Ledger, Part
+from vespera_exec.model.legacy import LEGACY_FIELDS, FoldedField, TaskExecution, legacy_record
+from vespera_exec.model.listeners import Subscribers
+from vespera_exec.model.recent import Recent, counted
 from vespera_exec.model.record import TaskRecord
 from vespera_exec.model.session import MAX_EVENTS, ExecutionSession
-from vespera_exec.model.timing import HISTORY_LIMIT
+from vespera_exec.model.summary import current_status, performance_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from vespera_exec.model.events import ExecutionEvent, Json
+    from vespera_exec.model.ledger import ResultRecord
+    from vespera_exec.model.listeners import Callback, Subscription
+    from vespera_exec.model.progress import CustomMetric
 
 MAX_SESSIONS = 10
 _MAX_RECORDS = 100
 
 S = ExecutionStatus
-
-
-@dataclass
-class TaskExecution:
-    """The execution record that documents before 000 knew. Its API is kept exactly."""
-
-    assigned_role: str | None = None
-    execution_history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    current_execution_id: str | None = None
-    retry_count: int = 0
-    max_retries: int = 3
-    last_error: str | None = None
-    execution_context: dict[str, Any] = field(default_factory=dict[str, Any])
-
-    def add_execution_record(
-        self,
-        role_name: str,
-        status: str,
-        output: str = "",
-        error: str | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        """Append a record; "failed" with an error counts as a retry, and nothing else does."""
-        self.execution_history.append(
-            {
-                "execution_id": new_id(),
-                "timestamp": datetime.now(UTC).isoformat(),
-                "role_name": role_name,
-                "status": status,
-                "output": output,
-                "error": error,
-                "metadata": metadata or {},
-            }
-        )
-        if status == "failed" and error:
-            self.last_error = error
-            self.retry_count += 1
-
-    def can_retry(self) -> bool:
-        return self.retry_count < self.max_retries
-
-    def reset_retries(self) -> None:
-        self.retry_count = 0
-        self.last_error = None
-
-
-class _Folded:
-    """A legacy field over the task's record: reading shows the fold, assigning records an event."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, owner: EnhancedTaskExecution | None, kind: type) -> Any:
-        if owner is None:
-            return self
-        value = getattr(owner.record, self._name)
-        return dict(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else value
-
-    def __set__(self, owner: EnhancedTaskExecution, value: Any) -> None:
-        owner.change(**{self._name: dict(value) if isinstance(value, Mapping) else value})  # pyright: ignore[reportUnknownArgumentType]
 
 
 class EnhancedTaskExecution(TaskExecution):
@@ -94,12 +41,12 @@ class EnhancedTaskExecution(TaskExecution):
     `session_history`. With a store, the database has all of them.
     """
 
-    assigned_role = cast("str | None", _Folded("assigned_role"))
-    current_execution_id = cast("str | None", _Folded("current_execution_id"))
-    retry_count = cast("int", _Folded("retry_count"))
-    max_retries = cast("int", _Folded("max_retries"))
-    last_error = cast("str | None", _Folded("last_error"))
-    execution_context = cast("dict[str, Any]", _Folded("execution_context"))
+    assigned_role = cast("str | None", FoldedField("assigned_role"))
+    current_execution_id = cast("str | None", FoldedField("current_execution_id"))
+    retry_count = cast("int", FoldedField("retry_count"))
+    max_retries = cast("int", FoldedField("max_retries"))
+    last_error = cast("str | None", FoldedField("last_error"))
+    execution_context = cast("dict[str, Any]", FoldedField("execution_context"))
 
     def __init__(
         self,
@@ -118,12 +65,16 @@ class EnhancedTaskExecution(TaskExecution):
         ledger: Ledger | None = None,
         record: Part[TaskRecord] | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        current_session: ExecutionSession | None = None,
+        session_history: Sequence[ExecutionSession] = (),
+        global_cancellation_token: CancellationToken | None = None,
         custom_metrics: Mapping[str, CustomMetric] | None = None,
         on_end: Callable[[ExecutionSession, bool], None] | None = None,
     ) -> None:
         if max_events_in_memory < 0 or max_sessions_in_memory < 1:
             raise InvalidInput("max_events_in_memory is at least 0 and max_sessions_in_memory at least 1")
         self._ledger = ledger if ledger is not None else Ledger(clock=clock)
+        self._owned = record is not None
         self._record = record or Part(
             TaskRecord(
                 task_id=new_id(),
@@ -135,22 +86,22 @@ class EnhancedTaskExecution(TaskExecution):
                 execution_context=execution_context or {},
             )
         )
-        self.execution_history: list[dict[str, Any]] = list(execution_history or [])
+        archive = tuple(session_history)[-max_sessions_in_memory:]
+        self._recent = Cell(Recent(last=archive[-1] if archive else None, archive=archive))
+        self.execution_history: list[dict[str, Any]] = execution_history if execution_history is not None else []
         self.monitoring_enabled = monitoring_enabled
         self.enable_event_streaming = enable_event_streaming
         self.max_events_in_memory = max_events_in_memory
-        self.current_session: ExecutionSession | None = None
-        self.last_session: ExecutionSession | None = None
-        self._archive: deque[ExecutionSession] = deque(maxlen=max_sessions_in_memory)
-        self._durations: deque[float] = deque(maxlen=HISTORY_LIMIT)
-        self._phase_seconds: dict[str, float] = {}
+        self.max_sessions_in_memory = max_sessions_in_memory
         self._custom_metrics = dict(custom_metrics or {})
-        self._global_token: CancellationToken | None = None
-        self._subscriptions: list[Subscription] = []
+        self._global_token = global_cancellation_token
+        self._subscribers = Subscribers()
         self._on_end = on_end
         self._retrying = False
         self._output = ""
-        self._unlisten = self._ledger.listen(self._heard)
+        self._ledger.listen(self._heard)
+        if current_session is not None:
+            self.adopt(current_session)
 
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
@@ -167,20 +118,29 @@ class EnhancedTaskExecution(TaskExecution):
         return self._record.value
 
     @property
+    def current_session(self) -> ExecutionSession | None:
+        """The one that waits or runs."""
+        return self._recent.value.current
+
+    @property
+    def last_session(self) -> ExecutionSession | None:
+        """The last one that ended."""
+        return self._recent.value.last
+
+    @property
     def is_executing(self) -> bool:
-        return self.current_session is not None
+        return self._recent.value.current is not None
 
     @property
     def session_history(self) -> list[ExecutionSession]:
         """The last sessions that ended, oldest first."""
-        with self._ledger:
-            return list(self._archive)
+        return list(self._recent.value.archive)
 
     @property
     def performance_profile(self) -> dict[str, Any]:
         """Seconds per phase over the retained sessions, and the durations of the last ten that completed."""
-        with self._ledger:
-            return {"phase_seconds": dict(self._phase_seconds), "durations_seconds": list(self._durations)}
+        sessions = self._recent.value
+        return {"phase_seconds": dict(sessions.phase_seconds), "durations_seconds": list(sessions.durations)}
 
     @property
     def global_cancellation_token(self) -> CancellationToken:
@@ -188,10 +148,20 @@ class EnhancedTaskExecution(TaskExecution):
         with self._ledger:
             if self._global_token is None:
                 self._global_token = CancellationToken(clock=self._ledger.clock)
+                session = self.current_session
+                if session is not None and session.cancellation_token is not None:
+                    self._global_token.adopt(session.cancellation_token)
             return self._global_token
 
     def change(self, **fields: Json) -> None:
-        """Record new values of the task's own fields; none that are the same, no event."""
+        """Record new values of the task's own fields; none that are the same, no event.
+
+        Raises:
+            InvalidInput: there is no such field, or it follows from something else (`status`, `sequence`).
+        """
+        if unknown := [name for name in fields if name not in _OWN_FIELDS]:
+            raise InvalidInput(f"a task has no field {unknown[0]!r} that may be set")
+        fields = {name: jsonable(value) for name, value in fields.items()}
         with self._ledger:
             before = self.record
             changed = {name: value for name, value in fields.items() if getattr(before, name) != value}
@@ -210,7 +180,7 @@ class EnhancedTaskExecution(TaskExecution):
         *,
         supersede: bool = False,
     ) -> ExecutionSession:
-        """A session that has begun (PREPARING).
+        """A session that has begun (PREPARING). `enable_monitoring` False asks an attached sampler to leave it alone.
 
         Raises:
             AlreadyExecuting: one is running. With `supersede` it is cancelled first.
@@ -219,8 +189,9 @@ class EnhancedTaskExecution(TaskExecution):
             if self.current_session is not None and supersede:
                 self._supersede(self.current_session)
             session = self._new_session(task_id, role_name)
+            session.monitoring_enabled = enable_monitoring and self.monitoring_enabled
             session.start_execution()
-            self._begun(session, task_id)
+            self._begun(session)
             return session
 
     def enqueue_session(self, task_id: str, role_name: str | None = None, **queueing: Any) -> ExecutionSession:
@@ -232,7 +203,7 @@ class EnhancedTaskExecution(TaskExecution):
         with self._ledger:
             session = self._new_session(task_id, role_name)
             session.enqueue(**queueing)
-            self._begun(session, task_id)
+            self._begun(session)
             return session
 
     def adopt(self, session: ExecutionSession) -> None:
@@ -240,9 +211,9 @@ class EnhancedTaskExecution(TaskExecution):
         with self._ledger:
             session._on_end = self._session_ended  # pyright: ignore[reportPrivateUsage]
             if session.status.is_terminal:
-                self.last_session = session
+                self._hold(last=session)
             else:
-                self.current_session = session
+                self._hold(current=session)
                 self._link_token(session)
 
     def update_progress(self, progress: float, message: str = "", phase: ExecutionPhase | None = None) -> None:
@@ -331,91 +302,83 @@ class EnhancedTaskExecution(TaskExecution):
 
     def add_status_callback(self, callback: Callback) -> Subscription:
         """Call back for every event of this task's executions, the coming ones included."""
-        subscription = Subscription(callback)
-        subscription.undo = lambda: self._drop(subscription)
-        with self._ledger:
-            self._subscriptions.append(subscription)
-        return subscription
+        return self._subscribers.add(callback)
 
     # answers
 
     def get_current_status(self) -> dict[str, Json]:
-        """One shape, idle or not: the running session, else the last one that ended, else none."""
+        """See `current_status`: of the running session, else of the last one that ended, else of none."""
         with self._ledger:
             session = self.current_session or self.last_session
-            record = self.record
-            executing = self.current_session is not None
-        status = session.lifecycle.status if session else S.IDLE
-        return {
-            "executing": executing,
-            "status": status.value,
-            "lifecycle": status.lifecycle,
-            "session_id": session.session_id if session else None,
-            "session": session.get_execution_summary() if session else None,
-            "legacy_compatibility": {
-                "assigned_role": record.assigned_role,
-                "execution_id": record.current_execution_id or record.last_execution_id,
-                "retry_count": record.retry_count,
-                "last_error": record.last_error,
-            },
-        }
+            summary = session.get_execution_summary() if session else None
+            # From here on: reading the summary may have ended it, a deadline is judged when read.
+            status = session.lifecycle.status if session else S.IDLE
+            return current_status(self.record, status, summary, executing=self.is_executing)
 
     def get_performance_metrics(self) -> dict[str, Json]:
-        """Totals over the task's life; a running session counts when it has ended.
-
-        `success_rate` is 0 to 1 and leaves cancelled ones out; None where nothing has ended.
-        """
+        """Totals over the task's life: see `performance_metrics`. A running session counts when it has ended."""
         with self._ledger:
-            record = self.record
-            durations = list(self._durations)
-        judged = record.completed + record.failed + record.timed_out
-        rate = record.completed / judged if judged else None
-        return {
-            "total_executions": judged + record.cancelled,
-            "completed": record.completed,
-            "failed": record.failed,
-            "cancelled": record.cancelled,
-            "timed_out": record.timed_out,
-            "success_rate": rate,
-            "success_rate_percent": rate * 100 if rate is not None else None,
-            "average_duration_seconds": record.duration_sum / record.completed if record.completed else None,
-            "median_duration_seconds": statistics.median(durations) if durations else None,
-            "retry_count": record.retry_count,
-            "last_error": record.last_error,
-        }
+            return performance_metrics(self.record, self._recent.value.durations)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The legacy fields, the task's id and totals ("record"), and the session that runs ("current_session")."""
+        with self._ledger:
+            session = self.current_session
+            return {
+                **super().to_dict(),
+                "record": self.record.to_dict(),
+                "current_session": session.to_dict() if session else None,
+            }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; also reads what the legacy class wrote."""
+        restored = cls(**{name: data[name] for name in LEGACY_FIELDS if data.get(name) is not None})
+        if data.get("record"):
+            restored._record.value = TaskRecord.from_dict(data["record"])
+            restored._ledger.resume_at(restored.record.task_id, restored.record.sequence)
+        if data.get("current_session"):
+            restored.adopt(ExecutionSession.from_dict(data["current_session"], ledger=restored._ledger))
+        return restored
 
     # inside
 
     def _new_session(self, task_id: str, role_name: str | None) -> ExecutionSession:
         if self.current_session is not None:
             raise AlreadyExecuting(task_id, self.current_session.session_id)
-        session = ExecutionSession(
+        if task_id and task_id != self.record.task_id:
+            if self._owned:
+                raise InvalidInput(f"this is the execution of task {self.record.task_id}, not of {task_id}")
+            self._ledger.put(
+                self._record, replace(self.record, task_id=task_id)
+            )  # alone, it takes the name it is given
+        return ExecutionSession(
             task_id=task_id,
             role_name=role_name or self.record.assigned_role,
             ledger=self._ledger,
             max_events=self.max_events_in_memory if self.enable_event_streaming else 0,
             custom_metrics=self._custom_metrics,
+            baseline=self._recent.value.baseline,
+            monitoring_enabled=self.monitoring_enabled,
             on_end=self._session_ended,
         )
-        if self._durations:
-            session._baseline = timedelta(seconds=statistics.median(self._durations))  # pyright: ignore[reportPrivateUsage]
-        return session
 
-    def _begun(self, session: ExecutionSession, task_id: str) -> None:
+    def _hold(self, **changes: Any) -> None:
+        self._ledger.put(self._recent, replace(self._recent.value, **changes))
+
+    def _begun(self, session: ExecutionSession) -> None:
         fields: dict[str, Json] = {"current_execution_id": session.session_id}
         if session.role_name is not None:
             fields["assigned_role"] = session.role_name
-        if task_id and task_id != self.record.task_id:
-            fields["task_id"] = task_id
         self.change(**fields)
-        self.current_session = session
+        self._hold(current=session)
         self._link_token(session)
 
     def _link_token(self, session: ExecutionSession) -> None:
-        token = CancellationToken(clock=self._ledger.clock)
-        if self._global_token is not None:
-            token = self._global_token.child()
-        session.cancellation_token = token
+        """A token of its own, which follows the task's."""
+        if session.cancellation_token is None:
+            parent = self._global_token
+            session.cancellation_token = parent.child() if parent else CancellationToken(clock=self._ledger.clock)
 
     def _supersede(self, session: ExecutionSession) -> None:
         session.request_cancellation("Superseded by a new execution")
@@ -427,52 +390,26 @@ class EnhancedTaskExecution(TaskExecution):
 
     def _session_ended(self, session: ExecutionSession) -> None:
         """Within the decision that ended it: count, keep the record, make room for the next."""
-        life, record = session.lifecycle, self.record
-        fields: dict[str, Json] = {"current_execution_id": None, "last_execution_id": session.session_id}
-        match life.status:
-            case S.COMPLETED:
-                fields |= {"completed": record.completed + 1, "retry_count": 0, "last_error": None}
-                fields["duration_sum"] = round(record.duration_sum + life.active_seconds, 6)
-                self._durations.append(life.active_seconds)
-            case S.CANCELLED:
-                fields["cancelled"] = record.cancelled + 1
-            case _:
-                counter = "timed_out" if life.status is S.TIMED_OUT else "failed"
-                fields |= {counter: getattr(record, counter) + 1, "retry_count": record.retry_count + 1}
-                fields["last_error"] = life.error.get("message") or life.status_message
-        self.change(**fields)
-        for phase in life.phases:
-            if phase.duration_seconds is not None:
-                seconds = self._phase_seconds.get(phase.phase.value, 0.0) + phase.duration_seconds
-                self._phase_seconds[phase.phase.value] = round(seconds, 6)
-        self.execution_history.append(self._legacy_record(session))
-        del self.execution_history[:-_MAX_RECORDS]
-        self.current_session = None
-        self.last_session = session
-        self._archive.append(session)
+        self.change(**counted(self.record, session))
+        self._ledger.put(self._recent, self._recent.value.after(session, self.max_sessions_in_memory))
+        ended = legacy_record(session.lifecycle, session.get_execution_summary(), self._output)
+        self._ledger.settling(lambda: self._remember(ended))
         if self._on_end is not None:
             self._on_end(session, self._retrying)
 
-    def _legacy_record(self, session: ExecutionSession) -> dict[str, Any]:
-        life = session.lifecycle
-        return {
-            "execution_id": life.execution_id,
-            "timestamp": (life.completed_at or self._ledger.clock.now()).isoformat(),
-            "role_name": life.role_name,
-            "status": life.status.value,
-            "output": self._output,
-            "error": life.error.get("message"),
-            "metadata": {},
-            "session_summary": session.get_execution_summary(),
-        }
+    def _remember(self, ended: dict[str, Any]) -> None:
+        self.execution_history.append(ended)
+        del self.execution_history[:-_MAX_RECORDS]
 
     def _heard(self, event: ExecutionEvent) -> None:
-        if event.execution_id is None or not self.enable_event_streaming:
-            return
-        for subscription in tuple(self._subscriptions):
-            subscription.offer(event)
+        if event.execution_id is not None and self.enable_event_streaming:
+            self._subscribers.offer(event)
 
-    def _drop(self, subscription: Subscription) -> None:
-        with self._ledger:
-            if subscription in self._subscriptions:
-                self._subscriptions.remove(subscription)
+
+_OWN_FIELDS = frozenset(each.name for each in fields(TaskRecord)) - {
+    "task_id",
+    "status",
+    "created_at",
+    "updated_at",
+    "sequence",
+}

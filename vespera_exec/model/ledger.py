@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
-from vespera_exec.model.enums import EventType
-from vespera_exec.model.events import ExecutionEvent
+from vespera_exec.model.events import ExecutionEvent, Json, recorded_event
+from vespera_exec.model.jsonable import clean_text
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +46,10 @@ Row = State | ResultRecord | IdempotencyRecord
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One decision: its events in order, and the rows they leave behind. Stored whole or not at all."""
+    """One decision: its events in order, and the rows they leave behind. Stored whole or not at all.
+
+    Of the folded values only those that the decision changed are among the rows, each once.
+    """
 
     events: tuple[ExecutionEvent, ...]
     rows: tuple[Row, ...] = ()
@@ -50,7 +57,10 @@ class Batch:
 
 class Sink(Protocol):
     def append(self, batch: Batch) -> None:
-        """Take a decision; called under the ledger's lock, from any thread, and never blocks."""
+        """Take a decision; called under the ledger's lock, from any thread, and never blocks.
+
+        An exception undoes the decision and reaches whoever made it.
+        """
         ...
 
 
@@ -58,42 +68,79 @@ class _Evolving(Protocol):
     def evolve(self, event: ExecutionEvent) -> Self: ...
 
 
+T = TypeVar("T")
 V = TypeVar("V", bound=_Evolving)
 
 
-class Part(Generic[V]):
-    """A place for one folded value. Only its ledger writes it."""
+class Cell(Generic[T]):
+    """A place for a value that a decision may change and an undone one gets back. Only its ledger writes it."""
 
     __slots__ = ("value",)
 
-    def __init__(self, value: V) -> None:
-        self.value: V = value
+    def __init__(self, value: T) -> None:
+        self.value: T = value
+
+
+class Part(Cell[V]):
+    """A place for one folded value; it becomes a row of the batch that changed it."""
+
+    __slots__ = ()
+
+
+class _Mark(NamedTuple):
+    """How far the running decision was when a nested one began."""
+
+    events: int = 0
+    undo: int = 0
+    rows: int = 0
+    settling: int = 0
+    afterwards: int = 0
+
+
+_START = _Mark()
 
 
 class Ledger:
     """Orders the facts of one aggregate (a task and its sessions, or a session alone).
 
     `with ledger:` is one decision. Nested decisions join the outermost; when that ends, its events go
-    to the sink together. An exception undoes all that the decision had recorded. Listeners hear of it
-    after the lock is released.
+    to the sink together. An exception that leaves a decision, nested or not, undoes all that this decision
+    had recorded; one from the sink undoes the whole. Listeners hear of it under the lock, calls that
+    were put off with `afterwards` come when it is released. Never await within a decision.
     """
 
-    __slots__ = ("_after", "_depth", "_events", "_extra", "_listeners", "_lock", "_sequences", "_undo", "clock", "sink")
+    __slots__ = (
+        "_afterwards", "_closing", "_depth", "_events", "_listeners", "_lock", "_marks", "_rows", "_sequences",
+        "_settling", "_undo", "clock", "sink",
+    )  # fmt: skip
 
     def __init__(self, *, sink: Sink | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self.clock = clock
         self.sink = sink
         self._lock = threading.RLock()
         self._depth = 0
-        self._events: list[ExecutionEvent] = []
-        self._extra: list[Row] = []
-        self._undo: dict[Part[Any], Any] = {}
+        self._closing = False
         self._sequences: dict[str, int] = {}
         self._listeners: list[Callable[[ExecutionEvent], None]] = []
-        self._after: list[Callable[[], None]] = []
+        self._marks: list[_Mark] = []
+        self._events: list[ExecutionEvent] = []
+        self._undo: list[tuple[Cell[Any], Any]] = []
+        self._rows: list[Row] = []
+        self._settling: list[Callable[[], None]] = []
+        self._afterwards: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
         self._lock.acquire()
+        if self._depth:
+            self._marks.append(
+                _Mark(
+                    len(self._events),
+                    len(self._undo),
+                    len(self._rows),
+                    len(self._settling),
+                    len(self._afterwards),
+                )
+            )
         self._depth += 1
         return self
 
@@ -101,19 +148,32 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._depth > 1:
+            mark = self._marks.pop()
+            if kind is not None:
+                self._roll_back(mark)
             self._depth -= 1
             self._lock.release()
             return
+        afterwards = self._afterwards
         try:
             if kind is not None:
-                self._roll_back()
-            elif self._events or self._extra:
+                self._roll_back(_START)
+            elif self._events or self._rows or self._settling:
                 self._close()
         finally:
-            self._events, self._extra = [], []
-            self._undo, self._after = {}, []
+            self._undo = []
+            if self._events:
+                self._events = []
+            if self._rows:
+                self._rows = []
+            if self._settling:
+                self._settling = []
+            if afterwards:
+                self._afterwards = []
             self._depth = 0
             self._lock.release()
+        for call in afterwards:
+            call()
 
     def record(
         self,
@@ -122,45 +182,72 @@ class Ledger:
         *,
         task_id: str = "",
         execution_id: str | None = None,
-        **fields: Any,
+        message: str = "",
+        phase: ExecutionPhase | None = None,
+        details: dict[str, Json] | None = None,
+        progress_data: dict[str, Json] | None = None,
+        old_status: ExecutionStatus | None = None,
+        new_status: ExecutionStatus | None = None,
+        level: MessageLevel | None = None,
     ) -> ExecutionEvent:
-        """Add one fact to the running decision and fold it into `parts` at once."""
+        """Add one fact to the running decision and fold it into `parts` at once. `details` are JSON already."""
+        if self._depth == 0 or self._closing:
+            raise RuntimeError("a fact is recorded within a decision, and never by a listener")
         stream = execution_id or task_id
         sequence = self._sequences.get(stream, 0) + 1
-        event = ExecutionEvent(
-            event_type=event_type,
-            timestamp=self.clock.now(),
-            task_id=task_id,
-            execution_id=execution_id,
-            sequence=sequence,
-            **fields,
+        event = recorded_event(
+            event_type,
+            self.clock.now(),
+            task_id,
+            execution_id,
+            sequence,
+            message=message if message.isascii() else clean_text(message),
+            phase=phase,
+            details=details,
+            progress_data=progress_data,
+            old_status=old_status,
+            new_status=new_status,
+            level=level,
         )
-        evolved = [(part, part.value.evolve(event)) for part in parts]
+        evolved = [part.value.evolve(event) for part in parts]
         self._sequences[stream] = sequence
-        for part, value in evolved:
-            self._undo.setdefault(part, part.value)
-            part.value = value
+        for part, value in zip(parts, evolved, strict=True):
+            before = part.value
+            if value is not before:
+                self._undo.append((part, before))
+                part.value = value
         self._events.append(event)
         return event
 
+    def put(self, cell: Cell[T], value: T) -> None:
+        """Change a value that is not stored, within the running decision."""
+        self._undo.append((cell, cell.value))
+        cell.value = value
+
     def keep(self, row: ResultRecord | IdempotencyRecord) -> None:
         """Store a row in the same transaction as the running decision."""
-        self._extra.append(row)
+        self._rows.append(row)
+
+    def settling(self, call: Callable[[], None]) -> None:
+        """Call when the sink has the running decision and nobody has heard of it; not at all if it is undone."""
+        self._settling.append(call)
 
     def afterwards(self, call: Callable[[], None]) -> None:
-        """Call once the running decision is closed and heard, still under the lock; not at all if it is undone."""
-        self._after.append(call)
+        """Call when the running decision is closed, heard, and the lock is free; not at all if it is undone."""
+        self._afterwards.append(call)
 
     def resume_at(self, stream: str, sequence: int) -> None:
         """Go on counting a stream that an earlier owner wrote."""
         self._sequences[stream] = max(sequence, self._sequences.get(stream, 0))
 
     def sequence(self, stream: str) -> int:
+        """That of the last event of `stream`; 0 before the first."""
         return self._sequences.get(stream, 0)
 
     def forget(self, stream: str) -> None:
         """Drop the counter of a stream that has ended."""
-        self._sequences.pop(stream, None)
+        with self._lock:
+            self._sequences.pop(stream, None)
 
     def listen(self, listener: Callable[[ExecutionEvent], None]) -> Callable[[], None]:
         """Hear every event once its decision is closed; under the lock, so hand over, do not work. Returns the undo."""
@@ -175,17 +262,35 @@ class Ledger:
         return undo
 
     def _close(self) -> None:
-        if self.sink is not None:
-            rows: tuple[Row, ...] = (*(part.value for part in self._undo), *self._extra)
-            self.sink.append(Batch(tuple(self._events), rows))
-        for listener in tuple(self._listeners):
-            for event in self._events:
-                listener(event)
-        for call in self._after:
-            call()
+        self._closing = True
+        try:
+            if self.sink is not None and (self._events or self._rows):
+                try:
+                    self.sink.append(Batch(tuple(self._events), (*self._changed(), *self._rows)))
+                except BaseException:
+                    self._roll_back(_START)
+                    raise
+            for call in self._settling:
+                call()
+            for listener in tuple(self._listeners):
+                for event in self._events:
+                    listener(event)
+        finally:
+            self._closing = False
 
-    def _roll_back(self) -> None:
-        for part, value in self._undo.items():
-            part.value = value
-        for event in self._events:
+    def _changed(self) -> list[Row]:
+        """The parts that the decision changed, each once, as they are now."""
+        undo = self._undo
+        cells = [undo[0][0]] if len(undo) == 1 else dict.fromkeys(cell for cell, _ in undo)
+        return [cast("Row", cell.value) for cell in cells if isinstance(cell, Part)]
+
+    def _roll_back(self, mark: _Mark) -> None:
+        for cell, value in reversed(self._undo[mark.undo :]):
+            cell.value = value
+        for event in self._events[mark.events :]:
             self._sequences[event.stream] -= 1
+        del self._undo[mark.undo :]
+        del self._events[mark.events :]
+        del self._rows[mark.rows :]
+        del self._settling[mark.settling :]
+        del self._afterwards[mark.afterwards :]

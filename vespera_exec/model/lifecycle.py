@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
+from vespera_exec.model.rows import Readers, iso, present, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
 
 _T = TypeVar("_T")
 
 
 class PhaseRecord(NamedTuple):
-    """One stay in a phase. `exited_at`, `duration_seconds` and `outcome` are None while it lasts."""
+    """One stay in a phase. `exited_at`, `duration_seconds` (at work) and `outcome` are None while it lasts."""
 
     phase: ExecutionPhase
     entered_at: datetime
     exited_at: datetime | None = None
     duration_seconds: float | None = None
-    outcome: str | None = None  # "completed", or the terminal status that ended it
+    outcome: str | None = None
+    """"completed", "failed" (ERROR_HANDLING followed), "interrupted" (RECOVERY followed), or how all ended."""
 
     def to_dict(self) -> dict[str, Json]:
         return {
             "phase": self.phase.value,
             "entered_at": self.entered_at.isoformat(),
-            "exited_at": self.exited_at.isoformat() if self.exited_at else None,
+            "exited_at": iso(self.exited_at),
             "duration_seconds": self.duration_seconds,
             "outcome": self.outcome,
         }
@@ -35,10 +39,10 @@ class PhaseRecord(NamedTuple):
     def from_dict(cls, data: Mapping[str, Json]) -> PhaseRecord:
         return cls(
             ExecutionPhase(data["phase"]),
-            datetime.fromisoformat(data["entered_at"]),
-            _when(data["exited_at"]),
-            data["duration_seconds"],
-            data["outcome"],
+            stamp(data["entered_at"]),
+            stamp(data["exited_at"]) if data.get("exited_at") else None,
+            data.get("duration_seconds"),
+            data.get("outcome"),
         )
 
 
@@ -73,6 +77,8 @@ class Lifecycle:
     paused_seconds: float = 0.0
     queue_seconds: float = 0.0
     current_phase: ExecutionPhase | None = None
+    phase_entered_active: float = 0.0
+    """`active_seconds` when the current phase was entered."""
     phases: tuple[PhaseRecord, ...] = ()
     cancellation_reason: str | None = None
     recovery_attempts: int = 0
@@ -91,12 +97,7 @@ class Lifecycle:
             case EventType.STATUS_CHANGE:
                 return self._changed(event)
             case EventType.PHASE_CHANGE:
-                return replace(
-                    self,
-                    current_phase=event.phase,
-                    phases=(*self._closed(event, "completed"), PhaseRecord(_required(event.phase), event.timestamp)),
-                    sequence=event.sequence,
-                )
+                return self._entered(event)
             case EventType.OWNER_CHANGED:
                 return replace(
                     self,
@@ -114,6 +115,21 @@ class Lifecycle:
             case _:
                 return self
 
+    def _entered(self, event: ExecutionEvent) -> Lifecycle:
+        clock = mapping(event.details.get("clock"))
+        active = clock.get("active", self.active_seconds)
+        closed = self._closed(event, event.details.get("outcome") or "completed")
+        return replace(
+            self,
+            current_phase=event.phase,
+            phase_entered_active=active,
+            phases=(*closed, PhaseRecord(_required(event.phase), event.timestamp)),
+            active_seconds=active,
+            paused_seconds=clock.get("paused", self.paused_seconds),
+            queue_seconds=clock.get("queued", self.queue_seconds),
+            sequence=event.sequence,
+        )
+
     def _changed(self, event: ExecutionEvent) -> Lifecycle:
         new, at, details = _required(event.new_status), event.timestamp, event.details
         clock = mapping(details.get("clock"))
@@ -126,21 +142,22 @@ class Lifecycle:
             paused_seconds=clock.get("paused", self.paused_seconds),
             queue_seconds=clock.get("queued", self.queue_seconds),
         )
-        made = details.get("session")
-        if made is not None:
+        if (made := details.get("session")) is not None:
             changed = replace(
                 changed,
                 task_id=event.task_id,
-                run_id=made["run_id"],
-                attempt=made["attempt"],
-                parent_execution_id=made["parent"],
-                role_name=made["role"],
-                priority=made["priority"],
-                not_before=_when(made["not_before"]),
-                owner=made["owner"],
-                generation=made["generation"],
+                run_id=made.get("run_id") or self.execution_id,
+                attempt=made.get("attempt", 1),
+                parent_execution_id=made.get("parent"),
+                role_name=made.get("role"),
+                priority=made.get("priority", 5),
+                not_before=stamp(made["not_before"]) if made.get("not_before") else None,
+                owner=made.get("owner"),
+                generation=made.get("generation", 1),
                 created_at=at,
             )
+        if (role := details.get("role")) is not None:
+            changed = replace(changed, role_name=role)
         match new:
             case ExecutionStatus.PENDING:
                 changed = replace(changed, queued_at=at)
@@ -186,70 +203,59 @@ class Lifecycle:
             "status_message": self.status_message,
             "paused_from": self.paused_from.value if self.paused_from else None,
             "priority": self.priority,
-            "not_before": _iso(self.not_before),
+            "not_before": iso(self.not_before),
             "owner": self.owner,
             "generation": self.generation,
-            "created_at": _iso(self.created_at),
-            "queued_at": _iso(self.queued_at),
-            "started_at": _iso(self.started_at),
-            "paused_at": _iso(self.paused_at),
-            "resumed_at": _iso(self.resumed_at),
-            "completed_at": _iso(self.completed_at),
+            "created_at": iso(self.created_at),
+            "queued_at": iso(self.queued_at),
+            "started_at": iso(self.started_at),
+            "paused_at": iso(self.paused_at),
+            "resumed_at": iso(self.resumed_at),
+            "completed_at": iso(self.completed_at),
             "active_seconds": self.active_seconds,
             "paused_seconds": self.paused_seconds,
             "queue_seconds": self.queue_seconds,
             "current_phase": self.current_phase.value if self.current_phase else None,
+            "phase_entered_active": self.phase_entered_active,
             "phases": [phase.to_dict() for phase in self.phases],
             "cancellation_reason": self.cancellation_reason,
             "recovery_attempts": self.recovery_attempts,
             "checkpoint": self.checkpoint,
-            "checkpoint_at": _iso(self.checkpoint_at),
+            "checkpoint_at": iso(self.checkpoint_at),
             "outcome": dict(self.outcome),
             "sequence": self.sequence,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Json]) -> Lifecycle:
-        return cls(
-            execution_id=data["execution_id"],
-            task_id=data["task_id"],
-            run_id=data["run_id"],
-            attempt=data["attempt"],
-            parent_execution_id=data["parent_execution_id"],
-            role_name=data["role_name"],
-            status=ExecutionStatus(data["status"]),
-            status_message=data["status_message"],
-            paused_from=ExecutionStatus(data["paused_from"]) if data["paused_from"] else None,
-            priority=data["priority"],
-            not_before=_when(data["not_before"]),
-            owner=data["owner"],
-            generation=data["generation"],
-            created_at=_when(data["created_at"]),
-            queued_at=_when(data["queued_at"]),
-            started_at=_when(data["started_at"]),
-            paused_at=_when(data["paused_at"]),
-            resumed_at=_when(data["resumed_at"]),
-            completed_at=_when(data["completed_at"]),
-            active_seconds=data["active_seconds"],
-            paused_seconds=data["paused_seconds"],
-            queue_seconds=data["queue_seconds"],
-            current_phase=ExecutionPhase(data["current_phase"]) if data["current_phase"] else None,
-            phases=tuple(PhaseRecord.from_dict(each) for each in data["phases"]),
-            cancellation_reason=data["cancellation_reason"],
-            recovery_attempts=data["recovery_attempts"],
-            checkpoint=data["checkpoint"],
-            checkpoint_at=_when(data["checkpoint_at"]),
-            outcome=data["outcome"],
-            sequence=data["sequence"],
-        )
+        """The inverse of `to_dict`; keys that an older version did not write take their defaults."""
+        return cls(**present(data, _NAMES, _READERS))
 
 
-def _iso(moment: datetime | None) -> str | None:
-    return moment.isoformat() if moment else None
+def _phases(stored: list[Mapping[str, Json]]) -> tuple[PhaseRecord, ...]:
+    return tuple(PhaseRecord.from_dict(each) for each in stored)
 
 
-def _when(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+_NAMES = tuple(each.name for each in fields(Lifecycle))
+_READERS: Readers = {
+    "status": ExecutionStatus,
+    "paused_from": ExecutionStatus,
+    "current_phase": ExecutionPhase,
+    "phases": _phases,
+    **dict.fromkeys(
+        (
+            "not_before",
+            "created_at",
+            "queued_at",
+            "started_at",
+            "paused_at",
+            "resumed_at",
+            "completed_at",
+            "checkpoint_at",
+        ),
+        stamp,
+    ),
+}
 
 
 def _required(value: _T | None) -> _T:

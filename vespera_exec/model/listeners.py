@@ -9,36 +9,41 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
 
 from vespera_exec.model.enums import EventType
 from vespera_exec.model.events import ExecutionEvent
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 Callback = Callable[[ExecutionEvent], Awaitable[None] | None]
 
 _QUEUE_LIMIT = 1000
 _FAULT_LIMIT = 10
-
-
-def _nobody(_event: ExecutionEvent) -> None:
-    """Stands for a callback that was let go of."""
-
+_TURN = 16  # events that one subscription is given before others have their turn
+_LOOP_CHECK_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
-_pool_lock = threading.Lock()
+_lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
+
+
+def _let_go(_event: ExecutionEvent) -> None:
+    """Stands for a callback that was let go of."""
 
 
 def _deliverers() -> ThreadPoolExecutor:
     """The threads that call callbacks: made with the first callback, never without one."""
     global _pool
-    with _pool_lock:
+    with _lock:
         if _pool is None:
             _pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="vespera-callback")
         return _pool
 
 
 class Subscription:
-    """One callback and what it has not yet heard.
+    """One callback and what it has not yet heard; `with subscription:` unsubscribes at the end.
 
     An asynchronous callback is awaited on the loop that was running when it subscribed. Where the
     callback cannot keep up, the oldest progress events are dropped (`dropped`); a status never is.
@@ -60,6 +65,14 @@ class Subscription:
         except RuntimeError:
             self._loop = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unsubscribe()
+
     def offer(self, event: ExecutionEvent) -> None:
         """Hand over an event; never blocks."""
         with self._idle:
@@ -71,7 +84,7 @@ class Subscription:
             if self._draining:
                 return
             self._draining = True
-        _deliverers().submit(self._drain)
+        self._have_turn()
 
     def unsubscribe(self) -> None:
         """Hear nothing more. May be called from within the callback."""
@@ -85,10 +98,10 @@ class Subscription:
         with self._idle:
             self._closing = True
             if not self._draining:
-                self.callback = _nobody
+                self.callback = _let_go
 
     def wait_idle(self, timeout: float) -> bool:
-        """True when all that was offered has been delivered within `timeout` seconds."""
+        """True when all that was offered has been delivered within `timeout` seconds. Not for the callback's loop."""
         with self._idle:
             return self._idle.wait_for(lambda: not self._draining, timeout)
 
@@ -99,17 +112,27 @@ class Subscription:
                 self.dropped += 1
                 return
 
+    def _have_turn(self) -> None:
+        try:
+            _deliverers().submit(self._drain)
+        except RuntimeError:  # the interpreter is going down, nobody is left to hear
+            with self._idle:
+                self._queue.clear()
+                self._draining = False
+                self._idle.notify_all()
+
     def _drain(self) -> None:
-        while True:
+        for _ in range(_TURN):
             with self._idle:
                 if not self._queue:
                     self._draining = False
                     if self._closing:
-                        self.callback = _nobody
+                        self.callback = _let_go
                     self._idle.notify_all()
                     return
                 event = self._queue.popleft()
             self._call(event)
+        self._have_turn()
 
     def _call(self, event: ExecutionEvent) -> None:
         try:
@@ -128,7 +151,60 @@ class Subscription:
         async def finish() -> None:
             await answer
 
-        if self._loop is not None and self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(finish(), self._loop).result()
-        else:
+        loop = self._loop
+        if loop is None or not loop.is_running():
             asyncio.run(finish())
+            return
+        heard = asyncio.run_coroutine_threadsafe(finish(), loop)
+        while True:
+            try:
+                return heard.result(timeout=_LOOP_CHECK_SECONDS)
+            except TimeoutError:
+                if heard.done():
+                    raise
+                if not loop.is_running():  # it ended with the callback half-way; a thread must not wait for ever
+                    heard.cancel()
+                    return None
+
+
+class Subscribers:
+    """The subscriptions of one subject. Thread-safe; costs next to nothing while there are none."""
+
+    __slots__ = ("_all",)
+
+    def __init__(self) -> None:
+        self._all: tuple[Subscription, ...] = ()
+
+    def add(self, callback: Callback) -> Subscription:
+        subscription = Subscription(callback)
+        subscription.undo = lambda: self._drop(subscription)
+        with _lock:
+            self._all = (*self._all, subscription)
+        return subscription
+
+    def remove(self, callback: Callback) -> bool:
+        """Whether it was there."""
+        found = [each for each in self._all if each.callback == callback]
+        for subscription in found:
+            subscription.unsubscribe()
+        return bool(found)
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        return [each.callback for each in self._all if each.callback is not _let_go]
+
+    def offer(self, event: ExecutionEvent) -> None:
+        for subscription in self._all:
+            subscription.offer(event)
+
+    def close_when_idle(self) -> None:
+        for subscription in self._all:
+            subscription.close_when_idle()
+
+    def wait_idle(self, timeout: float) -> bool:
+        """True when all of them have heard all there was, within `timeout` seconds each."""
+        return all(each.wait_idle(timeout) for each in self._all)
+
+    def _drop(self, subscription: Subscription) -> None:
+        with _lock:
+            self._all = tuple(each for each in self._all if each is not subscription)

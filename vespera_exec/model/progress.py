@@ -6,18 +6,27 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from types import MappingProxyType
+from typing import cast
 
 from vespera_exec.errors import InvalidProgress
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, ProgressType
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
+from vespera_exec.model.rows import stamp
+
+SHOWN_BEFORE_THE_END = 99.0
+"""Nothing shows 100 before the completion event has set it."""
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _finite(name: str, value: object) -> float:
+def amount(name: str, value: object) -> float:
+    """`value` as a number of progress.
+
+    Raises:
+        InvalidProgress: it is no number, not finite, or negative.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidProgress(f"{name} must be a number, not {type(value).__name__}")
     try:
@@ -29,6 +38,15 @@ def _finite(name: str, value: object) -> float:
     if number < 0:
         raise InvalidProgress(f"{name} must not be negative, not {number:g}")
     return number
+
+
+def percentage_of(kind: ProgressType, current: float, total: float | None) -> float | None:
+    """0 to 100, or None while it cannot be said (no total, or a total of 0)."""
+    if kind is ProgressType.PERCENTAGE:
+        return current
+    if total is None or total == 0:
+        return None
+    return min(100.0, current / total * 100.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +69,13 @@ class ProgressState:
     updated_at: datetime = field(default_factory=_now)
 
     def __post_init__(self) -> None:
-        current = _finite("progress", self.current)
-        if self.progress_type is ProgressType.PERCENTAGE:
-            if self.total is not None:
-                raise InvalidProgress("a percentage takes no total; use steps, items or bytes")
-            if current > 100:
-                raise InvalidProgress(f"a percentage is at most 100, not {current:g}")
-        elif self.total is not None:
-            object.__setattr__(self, "total", _finite("total", self.total))
+        current, total = measure(self.progress_type, self.current, self.total)
         object.__setattr__(self, "current", current)
+        object.__setattr__(self, "total", total)
 
     def get_percentage(self) -> float | None:
         """0 to 100, or None while it cannot be said (no total, or a total of 0)."""
-        if self.progress_type is ProgressType.PERCENTAGE:
-            return self.current
-        if self.total is None or self.total == 0:
-            return None
-        return min(100.0, self.current / self.total * 100.0)
+        return percentage_of(self.progress_type, self.current, self.total)
 
     def is_complete(self) -> bool:
         """100 percent are reached. An indeterminate measure is never complete; the status says when it ends."""
@@ -88,6 +96,7 @@ class ProgressState:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Json]) -> ProgressState:
+        """The inverse of `to_dict`; keys that an older version did not write take their defaults."""
         return cls(
             progress_type=ProgressType(data.get("type", "percentage")),
             current=data.get("current", 0.0),
@@ -95,16 +104,33 @@ class ProgressState:
             unit=data.get("unit", ""),
             message=data.get("message", ""),
             details=data.get("details") or {},
-            updated_at=datetime.fromisoformat(data["updated_at"]) if data.get("updated_at") else _now(),
+            updated_at=stamp(data["updated_at"]) if data.get("updated_at") else _now(),
         )
+
+
+def measure(kind: ProgressType, current: object, total: object) -> tuple[float, float | None]:
+    """The two numbers of a measure, checked.
+
+    Raises:
+        InvalidProgress: one is refused, or does not fit the type.
+    """
+    number = amount("progress", current)
+    if kind is ProgressType.PERCENTAGE:
+        if total is not None:
+            raise InvalidProgress("a percentage takes no total; use steps, items or bytes")
+        if number > 100:
+            raise InvalidProgress(f"a percentage is at most 100, not {number:g}")
+        return number, None
+    return number, None if total is None else amount("total", total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressReport:
     """What the work says of its own progress: one value, in one of six types.
 
-    `metric` names a custom metric; without it the report is about the work itself. `reset` allows the
-    value to go back (a rollback, a second pass).
+    `current` None keeps the value and changes the message only. `metric` names a custom metric, which
+    may rise and fall; without it the report is about the work itself. `reset` allows the value to go
+    back (a rollback, a second pass).
     """
 
     progress_type: ProgressType = ProgressType.PERCENTAGE
@@ -124,41 +150,28 @@ class ProgressReport:
     def steps(cls, done: float, total: float | None = None, message: str = "") -> ProgressReport:
         return cls(progress_type=ProgressType.STEPS, current=done, total=total, unit="steps", message=message)
 
-    def applied_to(self, before: ProgressState | None, now: datetime) -> ProgressState:
-        """The state after this report; `current` None keeps the value and changes the message only.
 
-        Raises:
-            InvalidProgress: the numbers are refused, or the value would run backwards.
-        """
-        if self.current is None:
-            kept = before or ProgressState(self.progress_type, updated_at=now)
-            return replace(kept, message=self.message or kept.message, updated_at=now)
-        state = ProgressState(
-            self.progress_type,
-            self.current,
-            self.total,
-            self.unit,
-            self.message or (before.message if before else ""),
-            self.details,
-            now,
-        )
-        same_scale = before is not None and before.progress_type is state.progress_type and before.total == state.total
-        if before is not None and same_scale and state.current < before.current and not self.reset:
-            raise InvalidProgress(f"progress went back from {before.current:g} to {state.current:g}")
-        return state
+# Shared and never written; typed as mappings, which cannot be. (A proxy could not be copied or pickled.)
+_NOTHING: Mapping[str, Json] = {}
+_NO_PHASES: Mapping[ExecutionPhase, ProgressState] = {}
+_NO_METRICS: Mapping[str, ProgressState] = {}
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+_UNTOUCHED = ProgressState(details=_NOTHING, updated_at=_LONG_AGO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """All progress of one execution; the hot part of its state, folded from `progress_update` events.
+    """All progress of one execution; the hot part of its state, folded from its events.
 
-    `overall` is what is shown. `phases[EXECUTION]` is the work's own, which the ETA reads.
+    `overall` is what is shown, `reached` the highest percentage of it so far. `phases[EXECUTION]` is the
+    work's own, which the ETA reads. `sequence` is that of the last event of the execution, of any type.
     """
 
     execution_id: str
-    overall: ProgressState = field(default_factory=ProgressState)
-    phases: Mapping[ExecutionPhase, ProgressState] = field(default_factory=lambda: MappingProxyType({}))
-    custom: Mapping[str, ProgressState] = field(default_factory=lambda: MappingProxyType({}))
+    overall: ProgressState = _UNTOUCHED
+    phases: Mapping[ExecutionPhase, ProgressState] = field(default_factory=lambda: _NO_PHASES)
+    custom: Mapping[str, ProgressState] = field(default_factory=lambda: _NO_METRICS)
+    reached: float = 0.0
     completed: bool = False
     sequence: int = 0
 
@@ -166,27 +179,54 @@ class Progress:
     def percentage(self) -> float | None:
         """What is shown: 0 to 99, and 100 only when the execution is COMPLETED; None while indeterminate."""
         shown = self.overall.get_percentage()
-        return shown if shown is None or self.completed else min(shown, 99.0)
+        return shown if shown is None or self.completed else min(shown, SHOWN_BEFORE_THE_END)
 
     def evolve(self, event: ExecutionEvent) -> Progress:
-        """The state after a `progress_update`, or after the completion, which alone sets 100."""
-        if event.event_type is EventType.STATUS_CHANGE and event.new_status is ExecutionStatus.COMPLETED:
+        """The state after `event`: a report, a phase that is entered, or the completion, which alone sets 100."""
+        kind = event.event_type
+        if kind is EventType.PROGRESS_UPDATE:
+            return self._reported(event)
+        if kind is EventType.STATUS_CHANGE:
+            return self._changed(event)
+        if kind is EventType.PHASE_CHANGE and event.phase is not None:
+            return replace(self, phases=self._entered(event, event.phase), sequence=event.sequence)
+        return _sealed(
+            self.execution_id, self.overall, self.phases, self.custom, self.reached, self.completed, event.sequence
+        )
+
+    def _changed(self, event: ExecutionEvent) -> Progress:
+        if event.new_status is ExecutionStatus.COMPLETED:
             overall = ProgressState(current=100.0, message=self.overall.message, updated_at=event.timestamp)
-            return replace(self, overall=overall, completed=True, sequence=event.sequence)
-        if event.event_type is EventType.PHASE_CHANGE and event.phase is not None and event.phase not in self.phases:
-            entered = {**self.phases, event.phase: ProgressState(updated_at=event.timestamp)}
-            return replace(self, phases=entered, sequence=event.sequence)
-        if event.event_type is not EventType.PROGRESS_UPDATE:
-            return self
-        seen = event.details
-        overall, phases, custom = self.overall, self.phases, self.custom
-        if event.progress_data is not None:
-            overall = _state(event.progress_data, event.timestamp)
-        if (of_phase := seen.get("phase_progress")) is not None and event.phase is not None:
-            phases = {**phases, event.phase: _state(of_phase, event.timestamp)}
-        if of_metrics := mapping(seen.get("custom")):
-            custom = {**custom, **{name: _state(state, event.timestamp) for name, state in of_metrics.items()}}
-        return replace(self, overall=overall, phases=phases, custom=custom, sequence=event.sequence)
+            return replace(self, overall=overall, reached=100.0, completed=True, sequence=event.sequence)
+        if event.old_status is ExecutionStatus.IDLE and self.overall is _UNTOUCHED:
+            return replace(self, overall=ProgressState(updated_at=event.timestamp), sequence=event.sequence)
+        return replace(self, sequence=event.sequence)
+
+    def _reported(self, event: ExecutionEvent) -> Progress:
+        overall, phases, custom, reached = self.overall, self.phases, self.custom, self.reached
+        data, seen, at = event.progress_data, event.details, event.timestamp
+        if data is not None:
+            overall = _state(data, at)
+            if (shown := data["percentage"]) is not None:
+                reached = shown if seen.get("reset") or shown > reached else reached
+        if seen:
+            if (of_phase := seen.get("phase_progress")) is not None and event.phase is not None:
+                phases = {**phases, event.phase: _state(of_phase, at)}
+            if of_metrics := mapping(seen.get("custom")):
+                custom = {**custom, **{name: _state(state, at) for name, state in of_metrics.items()}}
+        return _sealed(self.execution_id, overall, phases, custom, reached, self.completed, event.sequence)
+
+    def _entered(self, event: ExecutionEvent, phase: ExecutionPhase) -> Mapping[ExecutionPhase, ProgressState]:
+        """The phase that is left as completed stands at 100; the one that is entered, also again, at 0."""
+        phases = dict(self.phases)
+        left = event.details.get("left")
+        if left is not None and event.details.get("outcome") == "completed":
+            before = phases.get(ExecutionPhase(left))
+            if before is None or before.progress_type is ProgressType.PERCENTAGE:
+                message = before.message if before else ""
+                phases[ExecutionPhase(left)] = ProgressState(current=100.0, message=message, updated_at=event.timestamp)
+        phases[phase] = ProgressState(updated_at=event.timestamp)
+        return phases
 
     def to_dict(self) -> dict[str, Json]:
         return {
@@ -194,73 +234,116 @@ class Progress:
             "overall": self.overall.to_dict(),
             "phases": {phase.value: state.to_dict() for phase, state in self.phases.items()},
             "custom": {name: state.to_dict() for name, state in self.custom.items()},
+            "reached": self.reached,
             "completed": self.completed,
             "sequence": self.sequence,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Json]) -> Progress:
+        """The inverse of `to_dict`; keys that an older version did not write take their defaults."""
+        overall = ProgressState.from_dict(mapping(data.get("overall")))
         return cls(
             execution_id=data["execution_id"],
-            overall=ProgressState.from_dict(data["overall"]),
-            phases={ExecutionPhase(name): ProgressState.from_dict(state) for name, state in data["phases"].items()},
-            custom={name: ProgressState.from_dict(state) for name, state in data["custom"].items()},
-            completed=data["completed"],
-            sequence=data["sequence"],
+            overall=overall,
+            phases={
+                ExecutionPhase(name): ProgressState.from_dict(state)
+                for name, state in mapping(data.get("phases")).items()
+            },
+            custom={name: ProgressState.from_dict(state) for name, state in mapping(data.get("custom")).items()},
+            reached=data.get("reached", overall.get_percentage() or 0.0),
+            completed=data.get("completed", False),
+            sequence=data.get("sequence", 0),
         )
 
 
 CustomMetric = Callable[[Progress, float], ProgressState | float | None]
 """A computed metric: `(progress, elapsed_seconds)` to its value, or None where it has none yet."""
 
-PHASE_WINDOWS: Mapping[ExecutionPhase, tuple[float, float]] = MappingProxyType(
-    {
-        ExecutionPhase.VALIDATION: (0.0, 10.0),
-        ExecutionPhase.SETUP: (10.0, 25.0),
-        ExecutionPhase.EXECUTION: (30.0, 90.0),
-        ExecutionPhase.CLEANUP: (90.0, 95.0),
-        ExecutionPhase.FINALIZATION: (95.0, 99.0),
-    }
-)
-"""Where the progress of a phase stands in the overall percentage."""
-
-
-def rolled_up(overall: ProgressState, phase: ExecutionPhase, state: ProgressState, *, reset: bool) -> ProgressState:
-    """The overall progress after a phase reported: never lower, unless the report was a reset."""
-    window, percentage = PHASE_WINDOWS.get(phase), state.get_percentage()
-    message = state.message or overall.message
-    if window is None or percentage is None:
-        return replace(overall, message=message, updated_at=state.updated_at)
-    reached = window[0] + percentage / 100.0 * (window[1] - window[0])
-    if not reset:
-        reached = max(reached, overall.get_percentage() or 0.0)
-    return ProgressState(current=reached, message=message, updated_at=state.updated_at)
-
 
 def measured(state: ProgressState) -> dict[str, Json]:
     """A state as it stands in an event: current, total, percentage, message, and what differs from the default."""
+    return measurement(state.progress_type, state.current, state.total, state.unit, state.message, state.details)
+
+
+def measurement(
+    kind: ProgressType, current: float, total: float | None, unit: str, message: str, details: Mapping[str, Json]
+) -> dict[str, Json]:
+    """As `measured`, of the parts of a state."""
     data: dict[str, Json] = {
-        "current": state.current,
-        "total": state.total,
-        "percentage": state.get_percentage(),
-        "message": state.message,
+        "current": current,
+        "total": total,
+        "percentage": percentage_of(kind, current, total),
+        "message": message,
     }
-    if state.progress_type is not ProgressType.PERCENTAGE:
-        data["type"] = state.progress_type.value
-    if state.unit:
-        data["unit"] = state.unit
-    if state.details:
-        data["details"] = dict(state.details)
+    if kind is not ProgressType.PERCENTAGE:
+        data["type"] = kind.value
+    if unit:
+        data["unit"] = unit
+    if details:
+        data["details"] = dict(details)
     return data
 
 
+class _StateDraft:
+    """The slots of a state while they are filled in: its numbers were checked when the event was made."""
+
+    __slots__ = ProgressState.__slots__
+
+    progress_type: ProgressType
+    current: float
+    total: float | None
+    unit: str
+    message: str
+    details: Mapping[str, Json]
+    updated_at: datetime
+
+
 def _state(data: Mapping[str, Json], at: datetime) -> ProgressState:
-    return ProgressState(
-        ProgressType(data.get("type", "percentage")),
-        data["current"],
-        data["total"],
-        data.get("unit", ""),
-        data["message"],
-        data.get("details") or {},
-        at,
-    )
+    made = _StateDraft()
+    kind = data.get("type")
+    made.progress_type = ProgressType.PERCENTAGE if kind is None else _KINDS[kind]
+    made.current = data["current"]
+    made.total = data["total"]
+    made.unit = data.get("unit", "")
+    made.message = data["message"]
+    made.details = data.get("details", _NOTHING)
+    made.updated_at = at
+    made.__class__ = ProgressState  # pyright: ignore[reportAttributeAccessIssue] - same slots; sealed from here on
+    return cast("ProgressState", made)
+
+
+_KINDS = {kind.value: kind for kind in ProgressType}
+
+
+class _ProgressDraft:
+    __slots__ = Progress.__slots__
+
+    execution_id: str
+    overall: ProgressState
+    phases: Mapping[ExecutionPhase, ProgressState]
+    custom: Mapping[str, ProgressState]
+    reached: float
+    completed: bool
+    sequence: int
+
+
+def _sealed(
+    execution_id: str,
+    overall: ProgressState,
+    phases: Mapping[ExecutionPhase, ProgressState],
+    custom: Mapping[str, ProgressState],
+    reached: float,
+    completed: bool,
+    sequence: int,
+) -> Progress:
+    made = _ProgressDraft()
+    made.execution_id = execution_id
+    made.overall = overall
+    made.phases = phases
+    made.custom = custom
+    made.reached = reached
+    made.completed = completed
+    made.sequence = sequence
+    made.__class__ = Progress  # pyright: ignore[reportAttributeAccessIssue] - same slots; sealed from here on
+    return cast("Progress", made)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 from vespera_exec.model.enums import EventType, TaskStatus
 from vespera_exec.model.events import ExecutionEvent, Json
+from vespera_exec.model.rows import Readers, iso, present, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +72,8 @@ class TaskRecord:
             "sla_seconds": self.sla_seconds,
             "principal": self.principal,
             "status": self.status.value,
-            "created_at": self.created_at.isoformat() if self.created_at else None,
-            "updated_at": self.updated_at.isoformat() if self.updated_at else None,
+            "created_at": iso(self.created_at),
+            "updated_at": iso(self.updated_at),
             "current_execution_id": self.current_execution_id,
             "last_execution_id": self.last_execution_id,
             "retry_count": self.retry_count,
@@ -86,8 +90,9 @@ class TaskRecord:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Json]) -> TaskRecord:
-        values = dict(data)
-        values["status"] = TaskStatus(values["status"])
-        for name in ("created_at", "updated_at"):
-            values[name] = datetime.fromisoformat(values[name]) if values[name] else None
-        return cls(**values)
+        """The inverse of `to_dict`; keys that an older version did not write take their defaults."""
+        return cls(**present(data, _NAMES, _READERS))
+
+
+_NAMES = tuple(each.name for each in fields(TaskRecord))
+_READERS: Readers = {"status": TaskStatus, "created_at": stamp, "updated_at": stamp}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vespera_exec.model import transitions
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import EventType, ExecutionStatus, TaskStatus
 from vespera_exec.model.events import Json, new_id
 from vespera_exec.model.execution import EnhancedTaskExecution
+from vespera_exec.model.jsonable import jsonable
 from vespera_exec.model.ledger import IdempotencyRecord, Ledger, Part, Sink
 from vespera_exec.model.record import TaskRecord
-from vespera_exec.model.session import ExecutionSession
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from vespera_exec.model.session import ExecutionSession
 
 
 class Task:
@@ -50,7 +54,7 @@ class Task:
             "title": title,
             "description": description,
             "assigned_role": role,
-            "inputs": dict(inputs or {}),
+            "inputs": jsonable(inputs or {}),
             "priority": priority,
             "sla_seconds": sla_seconds,
             "max_retries": max_retries,
@@ -163,16 +167,15 @@ class Task:
             self.execution.reset_retries()
             return True
 
-    def start_execution(self, role_name: str | None = None) -> ExecutionSession:
+    def start_execution(self, role_name: str | None = None, *, enable_monitoring: bool = True) -> ExecutionSession:
         """Begin a session (PREPARING); the task is DOING. A task that has ended is reopened by it.
 
         Raises:
             AlreadyExecuting: one is active. Nothing has changed.
         """
         with self._ledger:
-            session = self.execution.start_new_session(self.id, role_name)
             self._doing()
-            return session
+            return self.execution.start_new_session(self.id, role_name, enable_monitoring)
 
     def enqueue_execution(self, role_name: str | None = None, **queueing: Any) -> ExecutionSession:
         """Queue a session (PENDING); the task is DOING.
@@ -181,9 +184,8 @@ class Task:
             AlreadyExecuting: one is active. Nothing has changed.
         """
         with self._ledger:
-            session = self.execution.enqueue_session(self.id, role_name, **queueing)
             self._doing()
-            return session
+            return self.execution.enqueue_session(self.id, role_name, **queueing)
 
     def remember_key(self, principal: str, operation: str, key: str, run_id: str | None = None) -> None:
         """Store, with the running decision, that this key has been used."""

@@ -41,7 +41,6 @@ class TimeTracking:
     started_at: datetime | None = None
     paused_at: datetime | None = None
     resumed_at: datetime | None = None
-    completed_at: datetime | None = None
     estimated_duration: timedelta | None = None
     paused_duration: timedelta = timedelta(0)
     eta_calculated_at: datetime | None = None
@@ -50,6 +49,7 @@ class TimeTracking:
     """Stays 0.0: a naive estimate has no measured coverage."""
     historical_durations: list[timedelta] = field(default_factory=list[timedelta])
     performance_baseline: timedelta | None = None
+    completed_at: datetime | None = None
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False, compare=False)
     _active: float = field(default=0.0, repr=False)
     _since: float | None = field(default=None, repr=False)
@@ -99,9 +99,12 @@ class TimeTracking:
         """Freeze. No effect when frozen or never started."""
         if self.started_at is None or self.completed_at is not None:
             return
-        self.pause()
-        if self._paused_since is not None and self.is_paused:
-            self._paused_since = None
+        now = self.clock.monotonic()
+        if self._since is not None:
+            self._active += now - self._since
+        if self._paused_since is not None:
+            self.paused_duration += timedelta(seconds=now - self._paused_since)
+        self._since = self._paused_since = None
         self.completed_at = self.clock.now()
 
     def get_elapsed_time(self) -> timedelta:
@@ -111,7 +114,7 @@ class TimeTracking:
         if self._driven:
             running = self.clock.monotonic() - self._since if self._since is not None else 0.0
             return timedelta(seconds=self._active + running)
-        end = self.completed_at or (self.paused_at if self.is_paused and self.paused_at else self.clock.now())
+        end = (self.paused_at if self.is_paused else None) or self.completed_at or self.clock.now()
         return max(timedelta(0), end - self.started_at - self.paused_duration)
 
     def calculate_eta(self, progress_percentage: float | None) -> datetime | None:

@@ -21,7 +21,8 @@ from vespera_exec.errors import VesperaError
 from vespera_exec.server import logs
 from vespera_exec.server.connections import Connection, McpSocket, serve_connection, serve_mcp_socket
 from vespera_exec.server.http.app import build_http_app
-from vespera_exec.server.listeners import HttpDoors, serve_http
+from vespera_exec.app.views import DaemonView
+from vespera_exec.server.listeners import HttpListeners, serve_http
 from vespera_exec.server.mcp.adapter import lowlevel
 from vespera_exec.server.mcp.http import mcp_over_http
 from vespera_exec.server.mcp.server import build_mcp_server
@@ -61,7 +62,7 @@ async def serve(settings: Settings) -> None:
             async with (
                 mcp_over_http(server) as mcp_routes,
                 serve_http(
-                    build_http_app(vespera, mcp_routes=mcp_routes),
+                    build_http_app(vespera, mcp_routes=mcp_routes, describe=lambda: describe()),
                     unix_path=http_path,
                     tcp=(settings.tcp_host, settings.tcp_port) if settings.tcp else None,
                     token=default_token(settings.data_dir),
@@ -69,9 +70,14 @@ async def serve(settings: Settings) -> None:
                 ) as doors,
                 serve_mcp_socket(mcp_path, talk) as mcp_socket,
             ):
+
+                def describe() -> DaemonView:
+                    connections = mcp_socket.statistics().open + doors.connections
+                    return vespera.describe(url=doors.url, tcp_problem=doors.tcp_problem, connections=connections)
+
                 _log.info("ready", extra={"data_dir": str(settings.data_dir), "url": doors.url, "pid": os.getpid()})
-                if doors.problem:
-                    _log.warning("no TCP door: %s", doors.problem)
+                if doors.tcp_problem:
+                    _log.warning("no TCP door: %s", doors.tcp_problem)
                 await _until_idle(settings.idle_exit_seconds, vespera, mcp_socket, doors)
                 _log.info("nothing to do for %g s; going", settings.idle_exit_seconds)
         group.cancel_scope.cancel()
@@ -86,15 +92,14 @@ async def _until_signalled(scope: CancelScope) -> None:
             return
 
 
-async def _until_idle(limit: float, vespera: Vespera, mcp_socket: McpSocket, doors: HttpDoors) -> None:
+async def _until_idle(limit: float, vespera: Vespera, mcp_socket: McpSocket, doors: HttpListeners) -> None:
     """Returns when nothing has run and nobody has been connected for `limit` seconds; never, if it is 0."""
     since = time.monotonic()
     while True:
         await anyio.sleep(min(_IDLE_LOOK_SECONDS, limit / 4) if limit else 3600)
-        if not vespera.is_idle or mcp_socket.statistics().open or doors.active:
+        if not vespera.is_idle or mcp_socket.statistics().open or doors.connections:
             since = time.monotonic()
-        quiet = time.monotonic() - max(since, doors.last_request)
-        if limit and quiet >= limit:
+        if limit and time.monotonic() - since >= limit:
             return
 
 

@@ -1,0 +1,17 @@
+"""The other public names that the seed documents promise, each the real thing under a second name."""
+
+from __future__ import annotations
+
+from vespera_exec.engine.engine import Engine
+from vespera_exec.model.enums import EventType
+from vespera_exec.model.events import ExecutionEvent
+from vespera_exec.model.session import ExecutionSession
+from vespera_exec.model.timing import TimeTracking
+
+StatusEvent = ExecutionEvent
+ExecutionEventType = EventType
+ExecutionRecord = ExecutionSession
+Execution = ExecutionSession
+TimeTracker = TimeTracking
+DefaultExecutionEngine = Engine
+ExecutionEngine = Engine

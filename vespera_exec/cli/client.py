@@ -1,0 +1,348 @@
+"""The daemon of a data directory as the command line sees it: its REST paths, over its unix socket."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import re
+import select
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+from vespera_exec import paths
+from vespera_exec.errors import DaemonUnavailable, InvalidInput, VesperaError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from vespera_exec.model.events import Json
+
+LONG_WAIT_MS = 20_000
+_ANSWER_SECONDS = 30.0  # beyond the wait that was asked for
+_PROBLEM = "application/problem+json"
+# How the daemon says on its last line why it does not start.
+_LAST_WORDS = re.compile(r"vespera-exec: (?P<message>.*) \((?P<code>[A-Z][A-Z_]+)\);? ?(?P<hint>.*)\Z", re.DOTALL)
+
+
+class DaemonError(VesperaError):
+    """What the daemon answered instead of what was asked for, with its own code."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self._code = code
+
+    @property
+    def error_code(self) -> str:
+        return self._code
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A 2xx, or a refusal that has a body of its own (a cancel that comes too late: 409). No content is None."""
+
+    status: int
+    body: Json
+
+
+class Daemon:
+    """Asks one daemon, starting it when nobody listens (unless `start` is False), and once more when it restarts.
+
+    Every request says where the caller stands. All requests may be sent twice: they read, or repeat
+    harmlessly (executions by their idempotency key).
+    """
+
+    def __init__(
+        self, data_dir: Path, *, environ: Mapping[str, str] | None = None, cwd: str | None = None, start: bool = True
+    ) -> None:
+        self.data_dir = data_dir
+        self._environ = os.environ if environ is None else environ
+        self._start = start
+        self._headers = _place(os.getcwd() if cwd is None else cwd, self._environ)
+        self._connection: UnixConnection | None = None
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def get(self, path: str, **query: str | int | None) -> Json:
+        """The body of a GET; None where there is no content.
+
+        Raises:
+            DaemonError: it refused, with the code that it gave.
+            DaemonUnavailable: it cannot be reached or started, or does not answer in time.
+        """
+        return self.request("GET", path, query=query).body
+
+    def post(self, path: str, body: Mapping[str, Json]) -> Answer:
+        """As `get`; `wait_ms` in the body is waited for."""
+        return self.request("POST", path, body=body)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int | None] | None = None,
+        body: Mapping[str, Json] | None = None,
+    ) -> Answer:
+        wait_ms = (query or {}).get("wait_ms") or (body or {}).get("wait_ms") or 0
+        for last in (False, True):
+            if self._connection is None or not self._connection.usable:
+                self._connection = self._connect()
+            connection = self._connection
+            try:
+                self.send(connection, method, path, query=query, body=body, wait_ms=int(wait_ms))
+                return received(connection)
+            except TimeoutError:
+                self.close()
+                raise DaemonUnavailable(
+                    "the daemon does not answer", hint=f"see {self.data_dir / paths.DAEMON_LOG}"
+                ) from None
+            except (ConnectionError, http.client.HTTPException) as fault:
+                self.close()
+                if last:
+                    raise _gone(self.data_dir) from fault
+        raise AssertionError("the second failure raises")
+
+    def connect(self) -> UnixConnection:
+        """A connection of one's own, for a poll. The daemon is started when nobody listens."""
+        return self._connect()
+
+    def send(
+        self,
+        connection: UnixConnection,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int | None] | None = None,
+        body: Mapping[str, Json] | None = None,
+        wait_ms: int = 0,
+    ) -> None:
+        """Puts a request on its way; `received` takes the answer."""
+        given = {name: str(value) for name, value in (query or {}).items() if value is not None}
+        headers = dict(self._headers)
+        data = None
+        if body is not None:
+            data = _encoded(body)
+            headers["Content-Type"] = "application/json"
+        connection.patience(_ANSWER_SECONDS + wait_ms / 1000)
+        connection.request(method, f"{path}?{urlencode(given)}" if given else path, body=data, headers=headers)
+
+    def _connect(self) -> UnixConnection:
+        try:
+            _, socket_path = paths.socket_paths(self.data_dir, self._environ)
+        except OSError as fault:
+            raise DaemonUnavailable(
+                f"no folder for sockets: {fault.strerror or fault}", hint="name one of yours in VESPERA_RUNTIME_DIR"
+            ) from fault
+        connection = UnixConnection(socket_path)
+        try:
+            connection.connect()
+        except OSError as fault:
+            if not self._start:
+                raise DaemonUnavailable(
+                    f"no daemon runs for {self.data_dir}", hint="any command starts one, or `vespera-exec daemon start`"
+                ) from fault
+            start_daemon(self.data_dir, self._environ)
+            try:
+                connection.connect()
+            except OSError as second:
+                raise _gone(self.data_dir) from second
+        return connection
+
+
+@dataclass(slots=True)
+class _Asked:
+    connection: UnixConnection
+    path: str
+    query: dict[str, str | int | None]
+    repeats: int = 0
+
+
+@dataclass(slots=True)
+class Polls:
+    """Several long-polls at once, in one thread. Each has a name, and a connection that it keeps."""
+
+    daemon: Daemon
+    _open: dict[str, _Asked] = field(default_factory=dict[str, _Asked])
+    _idle: dict[str, UnixConnection] = field(default_factory=dict[str, "UnixConnection"])
+
+    def __enter__(self) -> Polls:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in (*self._idle.values(), *(asked.connection for asked in self._open.values())):
+            connection.close()
+        self._idle.clear()
+        self._open.clear()
+
+    def asked(self, name: str) -> bool:
+        """An answer of that name is still to come."""
+        return name in self._open
+
+    def ask(self, name: str, path: str, **query: str | int | None) -> None:
+        asked = _Asked(self._idle.pop(name, None) or self.daemon.connect(), path, query)
+        self._send(name, asked)
+
+    def wait(self, timeout: float, *also: int) -> dict[str, Json]:
+        """The bodies that arrived within `timeout` seconds, by name; empty also when a descriptor in `also` woke it.
+
+        Raises:
+            DaemonError, DaemonUnavailable: as `Daemon.get`.
+        """
+        by_descriptor = {asked.connection.fileno(): name for name, asked in self._open.items()}
+        readable, _, _ = select.select([*by_descriptor, *also], [], [], max(timeout, 0))
+        arrived: dict[str, Json] = {}
+        for descriptor in readable:
+            name = by_descriptor.get(descriptor)
+            if name is None:
+                continue
+            asked = self._open.pop(name)
+            try:
+                arrived[name] = received(asked.connection).body
+                if asked.connection.usable:
+                    self._idle[name] = asked.connection
+            except (ConnectionError, http.client.HTTPException) as fault:
+                self._again(name, asked, fault)
+        return arrived
+
+    def _send(self, name: str, asked: _Asked) -> None:
+        try:
+            wait_ms = int(asked.query.get("wait_ms") or 0)
+            self.daemon.send(asked.connection, "GET", asked.path, query=asked.query, wait_ms=wait_ms)
+        except (ConnectionError, http.client.HTTPException) as fault:
+            self._again(name, asked, fault)
+        else:
+            self._open[name] = asked
+
+    def _again(self, name: str, asked: _Asked, fault: Exception) -> None:
+        asked.connection.close()
+        if asked.repeats >= 2:
+            raise _gone(self.daemon.data_dir) from fault
+        asked.repeats += 1
+        asked.connection = self.daemon.connect()
+        self._send(name, asked)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_ANSWER_SECONDS)
+        self._path = os.fspath(path)
+
+    def connect(self) -> None:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.settimeout(_ANSWER_SECONDS)
+            made.connect(self._path)
+        except BaseException:
+            made.close()
+            raise
+        self.sock = made
+
+    @property
+    def usable(self) -> bool:
+        """It was not closed by the other side after its last answer."""
+        return getattr(self, "sock", None) is not None
+
+    def patience(self, seconds: float) -> None:
+        self.sock.settimeout(seconds)
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+
+def received(connection: http.client.HTTPConnection) -> Answer:
+    """The answer to the request that was sent last.
+
+    Raises:
+        DaemonError: it is a refusal.
+    """
+    response = connection.getresponse()
+    data = response.read()
+    kind = response.headers.get_content_type()
+    if kind == _PROBLEM or (response.status >= 400 and kind != "application/json"):
+        raise _problem(response.status, data)
+    try:
+        return Answer(response.status, json.loads(data) if data else None)
+    except ValueError:
+        raise DaemonError("BAD_ANSWER", f"the daemon's answer is no JSON ({len(data)} bytes)") from None
+
+
+def start_daemon(data_dir: Path, environ: Mapping[str, str]) -> None:
+    """Returns when a daemon of `data_dir` listens.
+
+    Raises:
+        DaemonError: it ended at once; its own reason, where it gave one.
+        DaemonUnavailable, StoreUnavailable: as `server.launch.ensure_daemon`.
+    """
+    from vespera_exec.server.launch import ensure_daemon
+
+    try:
+        ensure_daemon(data_dir, environ)
+    except DaemonUnavailable as error:
+        if said := _LAST_WORDS.search(error.message):
+            raise DaemonError(said["code"], said["message"], said["hint"] or error.hint) from error
+        raise
+
+
+def segment(any_id: str) -> str:
+    """An id as a part of a path.
+
+    Raises:
+        InvalidInput: it can be none.
+    """
+    if not any_id or len(any_id) > 200 or not any_id.isprintable() or "/" in any_id or any_id in (".", ".."):
+        raise InvalidInput("that is no id", hint="`vespera-exec list` shows the ids")
+    return quote(any_id, safe="")
+
+
+def until(deadline: float) -> bool:
+    """Waits a moment; False when the deadline (monotonic seconds) has passed. For what gives no signal."""
+    if time.monotonic() >= deadline:
+        return False
+    time.sleep(0.01)
+    return True
+
+
+def _place(cwd: str, environ: Mapping[str, str]) -> dict[str, str]:
+    allowed = {name: environ[name] for name in paths.CALLER_ENV if name in environ}
+    try:
+        env = json.dumps(allowed).encode()
+        place = quote(cwd.encode(), safe="/")
+    except UnicodeEncodeError:
+        raise InvalidInput(f"the folder {cwd!r} is not named in UTF-8", hint="start from another folder") from None
+    return {"X-Vespera-Cwd": place, "X-Vespera-Env": base64.b64encode(env).decode("ascii")}
+
+
+def _encoded(body: Mapping[str, Json]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("the request holds bytes that are not UTF-8", hint="give text in UTF-8") from None
+    except ValueError as error:
+        raise InvalidInput(f"the request cannot be sent: {error}", hint="JSON has no NaN and no Infinity") from None
+
+
+def _problem(status: int, data: bytes) -> DaemonError:
+    try:
+        said = json.loads(data)
+        return DaemonError(str(said["error_code"]), str(said["detail"]), str(said.get("hint") or ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return DaemonError("HTTP_ERROR", f"the daemon answered {status}", "is another program on its socket?")
+
+
+def _gone(data_dir: Path) -> DaemonUnavailable:
+    return DaemonUnavailable(f"the daemon of {data_dir} went away", hint=f"see {data_dir / paths.DAEMON_LOG}")

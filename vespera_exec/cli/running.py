@@ -1,0 +1,228 @@
+"""Follows a run to its end: events, output and usage at once, in one thread, with Ctrl-C in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from vespera_exec.cli import output
+from vespera_exec.cli.client import LONG_WAIT_MS, Polls
+from vespera_exec.cli.state import ENDED, Shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import FrameType
+    from typing import TextIO
+
+    from vespera_exec.cli.client import Daemon
+    from vespera_exec.model.events import Json
+
+_REFRESH_SECONDS = 0.2
+_STATUS_SECONDS = 1.0
+_PIECE_BYTES = 65_536
+_STEP_PERCENT = 5
+
+
+class Display(Protocol):
+    """Where progress is shown, beside the work's own output."""
+
+    def update(self, state: Shown) -> None: ...
+    def output(self, stream: TextIO, text: str) -> None: ...
+    def say(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Detached(Exception):
+    """The second Ctrl-C: leave at once, whatever the work does."""
+
+
+class ReaderGone(Exception):
+    """Nobody reads our stdout any more."""
+
+
+class Lines:
+    """Progress as lines on stderr: one per status, phase and 5 %; none when `quiet`."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._said: tuple[str, str | None, int] | None = None
+
+    def update(self, state: Shown) -> None:
+        if self._quiet or state.status in ENDED:
+            return
+        step = -1 if state.percentage is None else int(state.percentage // _STEP_PERCENT)
+        now = (state.status, state.phase, step)
+        if now != self._said:
+            self._said = now
+            output.remark(f"vespera-exec: {state.line()}")
+
+    def output(self, stream: TextIO, text: str) -> None:
+        output.raw(stream, text)
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            output.remark(text)
+
+    def close(self) -> None:
+        pass
+
+
+def display(*, quiet: bool = False) -> Display:
+    """A moving line where stderr is a terminal, else lines."""
+    if quiet or not output.is_display(sys.stderr):
+        return Lines(quiet=quiet)
+    from vespera_exec.cli.render import Footer
+
+    return Footer()
+
+
+class Interrupts:
+    """Counts Ctrl-C instead of dying of it, while the block lasts; its descriptor becomes readable at each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> Interrupts:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before is not signal.SIG_IGN:  # a background job of a script is not to be woken
+            self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            signal.signal(signal.SIGINT, self._interrupted)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._before)
+            signal.set_wakeup_fd(self._wakeup)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def drain(self) -> None:
+        with suppress(BlockingIOError):
+            while os.read(self._reader, 512):
+                pass
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 2:
+            raise KeyboardInterrupt  # whatever we are stuck in
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One stream of the work's output, session by session."""
+
+    name: str
+    target: TextIO
+    session: int = 0
+    offset: int = 0
+    dropped: int = 0
+
+
+@dataclass(slots=True)
+class Follower:
+    """One run, followed from `cursor`. With `cancels`, Ctrl-C cancels the work; else it only leaves."""
+
+    daemon: Daemon
+    task_id: str
+    state: Shown
+    display: Display
+    cursor: int = 0
+    cancels: bool = True
+    moving: bool = False
+    done: bool = False
+    _streams: list[_Stream] = field(default_factory=list[_Stream])
+    _handled: int = 0
+    _next_status: float = 0.0
+
+    def pass_output(self, stdout: TextIO, stderr: TextIO) -> None:
+        """Have the work's own output written there, as it comes."""
+        self._streams = [_Stream("stdout", stdout), _Stream("stderr", stderr)]
+
+    def follow(self, interrupts: Interrupts) -> Shown:
+        """Returns when the run has ended and all its output is written.
+
+        Raises:
+            Detached: Ctrl-C, where it means that.
+            ReaderGone: stdout was closed by its reader.
+            DaemonError, DaemonUnavailable: the daemon cannot be asked any more; the work may go on.
+        """
+        with Polls(self.daemon) as polls:
+            while not self.done or self._streams:
+                self._ask(polls)
+                arrived = polls.wait(_REFRESH_SECONDS if self.moving else 3600.0, interrupts.fileno())
+                interrupts.drain()
+                self._obey(interrupts)
+                for name, body in arrived.items():
+                    self._take(name, body)
+                self.display.update(self.state)
+        return self.state
+
+    def _ask(self, polls: Polls) -> None:
+        if not self.done and not polls.asked("events"):
+            path = f"/tasks/{self.task_id}/events"
+            polls.ask("events", path, cursor=self.cursor, wait_ms=LONG_WAIT_MS, max_events=500)
+        for stream in self._streams:
+            if stream.session < len(self.state.sessions) and not polls.asked(stream.name):
+                path = f"/executions/{self.state.sessions[stream.session]}/output"
+                polls.ask(
+                    stream.name,
+                    path,
+                    stream=stream.name,
+                    offset=stream.offset,
+                    limit=_PIECE_BYTES,
+                    wait_ms=LONG_WAIT_MS,
+                )
+        now = time.monotonic()
+        if self.moving and not self.done and now >= self._next_status and not polls.asked("status"):
+            self._next_status = now + _STATUS_SECONDS
+            polls.ask("status", f"/tasks/{self.task_id}", detail="true")
+
+    def _take(self, name: str, body: Json) -> None:
+        match name:
+            case "events":
+                for event in body["events"]:
+                    self.state.take_event(event)
+                self.cursor, self.done = body["next_cursor"], body["done"]
+            case "status":
+                # One that was asked before the end must not overwrite what the end said.
+                if self.state.status not in ENDED:
+                    self.state.take_status(body)
+            case _:
+                self._pass(next(each for each in self._streams if each.name == name), body)
+        if self.done:
+            last = len(self.state.sessions) - 1
+            self._streams = [each for each in self._streams if each.session <= last]
+
+    def _pass(self, stream: _Stream, page: Mapping[str, Json]) -> None:
+        if page["text"]:
+            try:
+                self.display.output(stream.target, page["text"])
+            except BrokenPipeError as fault:
+                raise ReaderGone from fault
+        stream.offset = page["next_offset"]
+        stream.dropped = page["dropped_bytes"]
+        if page["eof"]:
+            if stream.dropped:
+                self.display.say(f"vespera-exec: {stream.dropped} bytes of {stream.name} were not kept (size limit)")
+            stream.session, stream.offset = stream.session + 1, 0
+
+    def _obey(self, interrupts: Interrupts) -> None:
+        if interrupts.count <= self._handled:
+            return
+        self._handled = interrupts.count
+        if not self.cancels or self._handled > 1:
+            raise Detached
+        if self.done:
+            return
+        answer = self.daemon.post(f"/tasks/{self.task_id}/cancel", {"reason": "Ctrl-C"}).body
+        if answer["success"]:
+            self.display.say("vespera-exec: cancelling; Ctrl-C again leaves at once")

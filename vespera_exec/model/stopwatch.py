@@ -1,0 +1,62 @@
+"""The three clocks of an execution (at work, paused, waiting) between two facts of its log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vespera_exec.model.enums import ExecutionStatus
+
+if TYPE_CHECKING:
+    from vespera_exec.model.events import Json
+    from vespera_exec.model.lifecycle import Lifecycle
+
+_AT_WORK = (
+    ExecutionStatus.PREPARING,
+    ExecutionStatus.VALIDATING,
+    ExecutionStatus.RUNNING,
+    ExecutionStatus.RECOVERING,
+    ExecutionStatus.COMPLETING,
+    ExecutionStatus.CANCELLING,
+)
+_DIGITS = 6  # a microsecond; readings are rounded like the facts, so that they never run backwards
+
+
+@dataclass(frozen=True, slots=True)
+class Stopwatch:
+    """Since when each clock runs, in monotonic seconds; None where it stands.
+
+    What they had counted before is in the `Lifecycle`.
+    """
+
+    active: float | None = None
+    paused: float | None = None
+    queued: float | None = None
+
+    @classmethod
+    def of(cls, status: ExecutionStatus, now: float) -> Stopwatch:
+        """The clocks that run in `status`, from `now`."""
+        if status in _AT_WORK:
+            return cls(active=now)
+        return cls(
+            paused=now if status is ExecutionStatus.PAUSED else None,
+            queued=now if status is ExecutionStatus.PENDING else None,
+        )
+
+    def active_seconds(self, life: Lifecycle, now: float) -> float:
+        """Time at work: pauses excluded, frozen at the end."""
+        running = now - self.active if self.active is not None else 0.0
+        return round(life.active_seconds + running, _DIGITS)
+
+    def reading(self, life: Lifecycle, now: float, *, leaves_phase: bool = False) -> dict[str, Json]:
+        """What the clocks that run show, as an event keeps it; with the time at work in the phase that is left."""
+        shown: dict[str, Json] = {}
+        if self.active is not None:
+            shown["active"] = self.active_seconds(life, now)
+        if self.paused is not None:
+            shown["paused"] = round(life.paused_seconds + now - self.paused, _DIGITS)
+        if self.queued is not None:
+            shown["queued"] = round(life.queue_seconds + now - self.queued, _DIGITS)
+        if leaves_phase and life.current_phase is not None:
+            shown["phase"] = round(self.active_seconds(life, now) - life.phase_entered_active, _DIGITS)
+        return shown

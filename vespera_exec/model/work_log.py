@@ -1,0 +1,179 @@
+"""How the work reports into its session: phases, progress, checkpoints, notes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vespera_exec.errors import InvalidInput, InvalidProgress, InvalidTransitionError
+from vespera_exec.model.enums import EventType, ExecutionPhase, MessageLevel, ProgressType
+from vespera_exec.model.jsonable import details_of, exact_json
+from vespera_exec.model.progress import ProgressReport
+from vespera_exec.model.reporting import accepted, computed
+from vespera_exec.model.stopwatch import Stopwatch
+from vespera_exec.model.view import SessionView
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vespera_exec.model.events import ExecutionEvent, Json
+    from vespera_exec.model.progress import CustomMetric
+
+_NO_METRICS: Mapping[str, CustomMetric] = {}
+
+
+class WorkLog(SessionView):
+    """The side of an `ExecutionSession` that its work writes to; no status changes here."""
+
+    _custom_metrics: Mapping[str, CustomMetric] = _NO_METRICS
+
+    def enter_phase(self, phase: ExecutionPhase, message: str = "") -> None:
+        """Close the phase that runs and enter `phase`. Entering the running one again does nothing.
+
+        Raises:
+            InvalidTransitionError: the execution has ended.
+        """
+        with self._ledger:
+            life = self._life.value
+            self._refuse_after_the_end(f"phase {phase.value}")
+            if life.current_phase is phase:
+                return
+            now = self._ledger.clock.monotonic()
+            details: dict[str, Json] = {}
+            if life.current_phase is not None:
+                details = {"left": life.current_phase.value, "outcome": _OUTCOMES.get(phase, "completed")}
+            if clock := self._watch.value.reading(life, now, leaves_phase=True):
+                details["clock"] = clock
+                self._ledger.put(self._watch, Stopwatch.of(life.status, now))
+            self._record(
+                EventType.PHASE_CHANGE,
+                phase=phase,
+                message=message or f"Entered phase: {phase.value}",
+                details=details,
+            )
+
+    def update_progress(
+        self,
+        progress_value: float,
+        total: float | None = None,
+        message: str = "",
+        phase: ExecutionPhase | None = None,
+    ) -> None:
+        """Set the overall progress, or that of one phase, which then rolls up into the overall.
+
+        Without `total` the value is a percentage; with it, steps of that total.
+
+        Raises:
+            InvalidProgress: not a finite number, negative, backwards, or after the end. Nothing has changed.
+        """
+        kind = ProgressType.PERCENTAGE if total is None else ProgressType.STEPS
+        self.report(ProgressReport(progress_type=kind, current=progress_value, total=total, message=message), phase)
+
+    def report(self, report: ProgressReport, phase: ExecutionPhase | None = None) -> None:
+        """Record progress of any type: overall, of a phase (`phase`), or of a custom metric (`report.metric`).
+
+        Raises:
+            InvalidProgress: see `update_progress`.
+        """
+        with self._ledger:
+            life, before = self._life.value, self._progress.value
+            if life.completed_at is not None:
+                raise InvalidProgress(f"the execution has ended ({life.status.value}); progress is final")
+            message, data, details = accepted(report, before, phase)
+            if self._custom_metrics and (others := computed(self._custom_metrics, before, self.elapsed_seconds)):
+                details["custom"] = {**others, **details.get("custom", {})}
+            self._ledger.record(
+                EventType.PROGRESS_UPDATE,
+                self._parts,
+                task_id=life.task_id,
+                execution_id=life.execution_id,
+                phase=phase or life.current_phase,
+                message=message,
+                progress_data=data,
+                details=details,
+            )
+
+    def set_custom_progress(self, name: str, value: float, total: float | None = None, *, unit: str = "") -> None:
+        """Record a named metric of your own, beside the progress."""
+        self.report(
+            ProgressReport(progress_type=ProgressType.CUSTOM, current=value, total=total, unit=unit, metric=name)
+        )
+
+    def milestone(self, percentage: float, message: str = "") -> None:
+        """Lift the overall percentage to a point of the way; a lower one only changes the message."""
+        with self._ledger:
+            reached = max(percentage, self._progress.value.reached)
+            self.report(ProgressReport(current=reached, message=message))
+
+    def record_checkpoint(self, state: Json, message: str = "") -> None:
+        """Keep a state that the work can go on from.
+
+        Raises:
+            InvalidInput: it is not JSON, and so would not come back as it is.
+            InvalidTransitionError: the execution has ended.
+        """
+        kept = exact_json(state, "the checkpoint")
+        with self._ledger:
+            self._refuse_after_the_end("checkpoint")
+            self._record(EventType.CHECKPOINT_CREATED, message=message, details={"state": kept})
+
+    def note(self, level: MessageLevel, message: str, details: Mapping[str, Json] | None = None) -> None:
+        """Add an `info`, `warning` or `error` to the log; it changes no state.
+
+        Raises:
+            InvalidTransitionError: the execution has ended, and its log with it.
+        """
+        kinds = {MessageLevel.WARNING: EventType.WARNING, MessageLevel.ERROR: EventType.ERROR}
+        self._annotate(kinds.get(level, EventType.INFO), message, details, level)
+
+    def emit_status_event(
+        self, event_type: str, message: str, /, details: Mapping[str, Json] | None = None, **more: Json
+    ) -> None:
+        """Add an annotation of a known type; keyword arguments join its details.
+
+        Raises:
+            InvalidInput: the type is unknown, or one that changes state (those have methods of their own).
+            InvalidTransitionError: the execution has ended, and its log with it.
+        """
+        try:
+            kind = EventType(event_type)
+        except ValueError:
+            raise InvalidInput(f"unknown event type {event_type!r}") from None
+        folded = (EventType.STATUS_CHANGE, EventType.PHASE_CHANGE, EventType.PROGRESS_UPDATE)
+        if kind in (*folded, EventType.OWNER_CHANGED, EventType.CHECKPOINT_CREATED):
+            raise InvalidInput(f"{event_type} is recorded by its own method")
+        self._annotate(kind, message, {**(details or {}), **more}, None)
+
+    def change_owner(self, owner: str) -> None:
+        """A new owner takes the execution over; `generation` fences the old one off.
+
+        Raises:
+            InvalidTransitionError: the execution has ended.
+        """
+        with self._ledger:
+            self._refuse_after_the_end("owner")
+            self._record(
+                EventType.OWNER_CHANGED, details={"owner": owner, "generation": self._life.value.generation + 1}
+            )
+
+    # inside
+
+    def _record(self, event_type: EventType, **fields: Any) -> ExecutionEvent:
+        life = self._life.value
+        return self._ledger.record(
+            event_type, self._parts, task_id=life.task_id, execution_id=life.execution_id, **fields
+        )
+
+    def _annotate(
+        self, kind: EventType, message: str, details: Mapping[str, Json] | None, level: MessageLevel | None
+    ) -> None:
+        with self._ledger:
+            self._refuse_after_the_end(kind.value)
+            self._record(kind, phase=self.current_phase, message=message, details=details_of(details), level=level)
+
+    def _refuse_after_the_end(self, what: str) -> None:
+        status = self._life.value.status
+        if status.is_terminal:
+            raise InvalidTransitionError(status.value, what, ())
+
+
+_OUTCOMES = {ExecutionPhase.ERROR_HANDLING: "failed", ExecutionPhase.RECOVERY: "interrupted"}

@@ -1,0 +1,274 @@
+"""The REST door: each use case once more, as a route."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, Field
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from vespera_exec.app.callers import current_caller
+from vespera_exec.app.views import DaemonView, Execute, NewTask, Request
+from vespera_exec.errors import VesperaError
+from vespera_exec.server.http import requests
+from vespera_exec.server.http.problems import problem, problem_of, unexpected
+from vespera_exec.server.http.sse import EventStream, LogEvent, resume_cursor, wants_event_stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from starlette.requests import Request as HttpRequest
+    from starlette.types import ASGIApp
+
+    from vespera_exec.app.service import Vespera
+    from vespera_exec.app.views import Json
+
+    Endpoint = Callable[[HttpRequest], Awaitable[ASGIApp]]
+    Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+log = logging.getLogger(__name__)
+
+MAX_WAIT_MS = 25_000
+_MAX_PAGE_BYTES = 1024 * 1024
+_OUTPUT_LIMIT = 4000
+
+Cursor = Annotated[int, Field(ge=0, le=2**63 - 1)]
+WaitMs = Annotated[int, Field(ge=0, le=MAX_WAIT_MS)]
+
+
+class _Nothing(Request):
+    pass
+
+
+class _List(Request):
+    status: str | None = None
+    role: str | None = None
+    text: str | None = None
+    limit: int = 20
+    page: str | None = None
+
+
+class _Detail(Request):
+    detail: bool = False
+
+
+class _Events(Request):
+    cursor: Cursor = 0
+    wait_ms: WaitMs = 0
+    max_events: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class _Result(Request):
+    output_offset: Cursor | None = None
+    output_limit: Annotated[int, Field(ge=0, le=_MAX_PAGE_BYTES)] | None = None
+
+
+class _Output(Request):
+    stream: Literal["combined", "stdout", "stderr"] = "combined"
+    offset: Cursor = 0
+    limit: Annotated[int, Field(ge=1, le=_MAX_PAGE_BYTES)] = 65_536
+    wait_ms: WaitMs = 0
+
+
+class _Cancel(Request):
+    reason: str = "User requested"
+    wait_ms: WaitMs = 0
+
+
+def build_http_app(
+    vespera: Vespera,
+    *,
+    describe: Callable[[], DaemonView] | None = None,
+    mcp_routes: Sequence[BaseRoute] = (),
+    lifespan: Lifespan | None = None,
+) -> Starlette:
+    """All routes of the HTTP door, without its guard: `listeners.serve_http` puts one in front of each socket.
+
+    `describe` answers `GET /daemon`; it is asked at each request, so it may name addresses that are known
+    only after the app was built.
+    """
+    api = _Api(vespera, describe or vespera.describe)
+    return Starlette(
+        routes=[*api.routes(), *mcp_routes],
+        exception_handlers={HTTPException: _no_such_route},
+        lifespan=lifespan,
+    )
+
+
+class _Api:
+    def __init__(self, vespera: Vespera, describe: Callable[[], DaemonView]) -> None:
+        self._vespera = vespera
+        self._describe = describe
+
+    def routes(self) -> list[BaseRoute]:
+        routes = [
+            _route("POST", "/tasks", self.create_task),
+            _route("GET", "/tasks", self.list_tasks),
+            _route("GET", "/tasks/{id}", self.status),
+            _route("GET", "/tasks/{id}/definition", self.definition),
+            _route("POST", "/executions", self.execute),
+            _route("GET", "/executions/{id}", self.status),
+            _route("GET", "/roles", self.roles),
+            _route("GET", "/daemon", self.daemon),
+            _route("GET", "/healthz", self.healthz),
+        ]
+        for prefix in ("/tasks/{id}", "/executions/{id}"):
+            routes += [
+                _route("GET", prefix + "/progress", self.progress),
+                _route("GET", prefix + "/events", self.events),
+                _route("GET", prefix + "/result", self.result),
+                _route("GET", prefix + "/output", self.output),
+                _route("POST", prefix + "/cancel", self.cancel),
+                _route("GET", prefix + "/metrics", self.metrics),
+            ]
+        return list(routes)
+
+    async def create_task(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        new = await requests.body(request, NewTask)
+        return _json(await self._vespera.create_task(current_caller.get(), new), status=201)
+
+    async def list_tasks(self, request: HttpRequest) -> Response:
+        asked = requests.query(request, _List)
+        page = await self._vespera.list_tasks(
+            current_caller.get(),
+            status=asked.status,
+            role=asked.role,
+            text=asked.text,
+            limit=asked.limit,
+            page=asked.page,
+        )
+        return _json(page)
+
+    async def status(self, request: HttpRequest) -> Response:
+        asked = requests.query(request, _Detail)
+        return _json(await self._vespera.get_status(current_caller.get(), _id(request), detail=asked.detail))
+
+    async def definition(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        return _json(await self._vespera.get_task(current_caller.get(), _id(request)))
+
+    async def execute(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        handle = await self._vespera.execute_task(current_caller.get(), await requests.body(request, Execute))
+        return _json(handle, status=200 if handle.done else 202)
+
+    async def progress(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        progress = await self._vespera.get_progress(current_caller.get(), _id(request))
+        return Response(status_code=204) if progress is None else _json(progress)
+
+    async def events(self, request: HttpRequest) -> ASGIApp:
+        asked = requests.query(request, _Events)
+        if request.method == "GET" and wants_event_stream(request.headers.get("accept", "")):
+            return await self._event_stream(request, asked.cursor)
+        page = await self._vespera.read_events(
+            current_caller.get(),
+            _id(request),
+            cursor=asked.cursor,
+            wait_ms=asked.wait_ms,
+            max_events=asked.max_events,
+        )
+        return _json(page)
+
+    async def result(self, request: HttpRequest) -> Response:
+        asked = requests.query(request, _Result)
+        limit = asked.output_limit
+        if limit is None:
+            limit = 0 if asked.output_offset is None else _OUTPUT_LIMIT
+        result = await self._vespera.get_result(
+            current_caller.get(), _id(request), output_offset=asked.output_offset, output_limit=limit
+        )
+        return _json(result)
+
+    async def output(self, request: HttpRequest) -> Response:
+        asked = requests.query(request, _Output)
+        page = await self._vespera.read_output(
+            current_caller.get(),
+            _id(request),
+            stream=asked.stream,
+            offset=asked.offset,
+            limit=asked.limit,
+            wait_ms=asked.wait_ms,
+        )
+        return _json(page)
+
+    async def cancel(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        asked = await requests.body(request, _Cancel)
+        answer = await self._vespera.cancel(
+            current_caller.get(), _id(request), reason=asked.reason, wait_ms=asked.wait_ms
+        )
+        return _json(answer, status=200 if answer.success else 409)
+
+    async def metrics(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        return _json(await self._vespera.get_metrics(current_caller.get(), _id(request)))
+
+    async def roles(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        return _json(self._vespera.list_roles(current_caller.get()))
+
+    async def daemon(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        return _json(self._describe())
+
+    async def healthz(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        return Response(b'{"status":"ok"}', media_type="application/json")
+
+    async def _event_stream(self, request: HttpRequest, cursor: int) -> EventStream:
+        caller, any_id = current_caller.get(), _id(request)
+        cursor = resume_cursor(request.headers.get("last-event-id"), cursor)
+        # What can be refused is refused before the stream begins: after its first byte there is no status code.
+        await self._vespera.read_events(caller, any_id, cursor=cursor, max_events=1)
+        last = cursor
+
+        async def events() -> AsyncIterator[LogEvent]:
+            nonlocal last
+            async for event in self._vespera.follow_events(caller, any_id, cursor=cursor):
+                last = event.cursor
+                yield event
+
+        async def summary() -> dict[str, Json]:
+            status = await self._vespera.get_status(caller, any_id)
+            return {"done": True, "next_cursor": last, "status": status.status, "session_id": status.session_id}
+
+        return EventStream(events(), summary)
+
+
+def _route(method: str, path: str, endpoint: Endpoint) -> Route:
+    @wraps(endpoint)
+    async def answer(request: HttpRequest) -> ASGIApp:
+        try:
+            return await endpoint(request)
+        except VesperaError as error:
+            return problem_of(error)
+        except Exception:
+            # The door's boundary: a fault of ours costs this one answer. The caller gets no more than its name.
+            incident = uuid.uuid4().hex[:12]
+            log.exception("Incident %s: %s %s failed", incident, method, path)
+            return unexpected(incident)
+
+    return Route(path, answer, methods=[method])
+
+
+async def _no_such_route(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "HTTP_ERROR")
+    return problem(error.status_code, code, f"{request.method} leads nowhere here", headers=error.headers)
+
+
+def _json(view: BaseModel, *, status: int = 200) -> Response:
+    return Response(view.model_dump_json().encode(), status, media_type="application/json")
+
+
+def _id(request: HttpRequest) -> str:
+    return request.path_params["id"]

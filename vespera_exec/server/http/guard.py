@@ -1,0 +1,226 @@
+"""The one guard in front of everything that speaks HTTP: who may come in, with what, and as whom."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+from urllib.parse import unquote_to_bytes
+
+import orjson
+
+from vespera_exec.app.callers import current_caller
+from vespera_exec.model.principal import Caller, allowed_env
+from vespera_exec.server.http.problems import Refused
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+TOKEN_PRINCIPAL = "token:default"
+_CWD = b"x-vespera-cwd"
+_ENV = b"x-vespera-env"
+
+
+class Door(Protocol):
+    """How one listener tells its callers apart."""
+
+    def admit(self, headers: Headers) -> Caller:
+        """Raises Refused."""
+        ...
+
+
+class Headers:
+    """The headers of one request, by lower-case name. Values are compared as bytes."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._raw: list[tuple[bytes, bytes]] = scope["headers"]
+
+    def all(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self._raw if key.lower() == name]
+
+    def only(self, name: bytes) -> bytes | None:
+        """The value; None when there is none, or more than one."""
+        values = self.all(name)
+        return values[0] if len(values) == 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpDoor:
+    """Anything on this machine, and any page in its browsers, can knock here: token, Host and Origin must all fit."""
+
+    token: str
+    port: int
+    host: str = "127.0.0.1"
+
+    def admit(self, headers: Headers) -> Caller:
+        names = self._names()
+        host = headers.only(b"host")
+        if host is None or host.lower() not in names:
+            raise Refused(403, "WRONG_HOST", "This server does not answer to that Host", hint="use its own address")
+        origins = headers.all(b"origin")
+        if origins and not (len(origins) == 1 and origins[0] in {b"http://" + name for name in names}):
+            raise Refused(403, "WRONG_ORIGIN", "Pages of other origins may not call this server")
+        if not self._knows(headers.only(b"authorization")):
+            raise Refused(
+                401,
+                "UNAUTHENTICATED",
+                "Every request over TCP needs the token",
+                hint="send `Authorization: Bearer` with the content of the file `token` in the data directory",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return Caller(principal=TOKEN_PRINCIPAL, over_tcp=True)
+
+    def _names(self) -> set[bytes]:
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        hosts = {"127.0.0.1", "localhost", "[::1]", own.lower()}
+        names = {f"{host}:{self.port}".encode() for host in hosts}
+        return names | {host.encode() for host in hosts} if self.port == 80 else names
+
+    def _knows(self, authorization: bytes | None) -> bool:
+        scheme, _, given = (authorization or b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.token.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class SocketDoor:
+    """Only our own uid can reach this one (0600 in a 0700 folder); it says where it stands in two headers.
+
+    `X-Vespera-Cwd` is a percent-encoded UTF-8 path, `X-Vespera-Env` the base64 of a JSON object of strings.
+    """
+
+    def admit(self, headers: Headers) -> Caller:
+        if headers.all(b"origin"):
+            raise Refused(403, "WRONG_ORIGIN", "Pages may not call this socket")
+        return Caller(cwd=_cwd(headers.only(_CWD)), env=_env(headers.only(_ENV)))
+
+
+class Guard:
+    """ASGI: lets pass what `door` admits, within the limits, with the caller in `current_caller`; denies all else.
+
+    A body arrives whole or not at all: more than `body_limit` bytes are 413, declared or counted. A body
+    must be JSON (`application/json`, UTF-8), else 415.
+    """
+
+    def __init__(self, app: ASGIApp, door: Door, *, body_limit: int) -> None:
+        self._app = app
+        self._door = door
+        self._body_limit = body_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "lifespan":
+                await self._app(scope, receive, send)
+            case "http":
+                await self._http(scope, receive, send)
+            case "websocket":
+                await self._websocket(scope, receive, send)
+            case other:
+                raise RuntimeError(f"no way in for {other}")
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope)
+        try:
+            caller = self._door.admit(headers)
+            _check_media_type(headers)
+            body = await self._body(headers, receive)
+        except Refused as refusal:
+            await refusal.response()(scope, receive, send)
+            return
+        if body is not None:
+            await self._pass(caller, scope, _replayed(body, receive), send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            caller = self._door.admit(Headers(scope))
+        except Refused as refusal:
+            await receive()
+            if "websocket.http.response" in scope.get("extensions", {}):
+                await refusal.response()(scope, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._pass(caller, scope, receive, send)
+
+    async def _pass(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        before = current_caller.set(caller)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            current_caller.reset(before)
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
+        """The whole body; None when the client went away before its end."""
+        declared = headers.only(b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > self._body_limit:
+            raise self._too_large()
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            chunk: bytes = message.get("body", b"")
+            size += len(chunk)
+            if size > self._body_limit:
+                raise self._too_large()
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    def _too_large(self) -> Refused:
+        return Refused(413, "BODY_TOO_LARGE", f"A body may have at most {self._body_limit} bytes")
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The body as one message, and then what really comes: the disconnect."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _check_media_type(headers: Headers) -> None:
+    types = headers.all(b"content-type")
+    declared = headers.only(b"content-length")
+    has_body = bool(headers.all(b"transfer-encoding")) or declared not in (None, b"0")
+    if not types and not has_body:
+        return
+    kind, *parameters = (types[0] if len(types) == 1 else b"").lower().split(b";")
+    charsets = {part.strip() for part in parameters if part.strip().startswith(b"charset")}
+    if kind.strip() != b"application/json" or not charsets <= {b"charset=utf-8", b'charset="utf-8"'}:
+        raise Refused(415, "WRONG_MEDIA_TYPE", "A body is JSON in UTF-8", hint="send `Content-Type: application/json`")
+
+
+def _cwd(value: bytes | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        path = unquote_to_bytes(value).decode()
+    except UnicodeDecodeError:
+        raise Refused(400, "INVALID_INPUT", "X-Vespera-Cwd is not UTF-8") from None
+    if "\0" in path or not path.startswith("/"):
+        raise Refused(400, "INVALID_INPUT", "X-Vespera-Cwd is not an absolute path")
+    return path
+
+
+def _env(value: bytes | None) -> dict[str, str]:
+    if value is None:
+        return {}
+    try:
+        said: object = orjson.loads(base64.b64decode(value, validate=True))
+    except (binascii.Error, orjson.JSONDecodeError):
+        said = None
+    if not isinstance(said, dict):
+        raise Refused(400, "INVALID_INPUT", "X-Vespera-Env is not the base64 of a JSON object")
+    pairs = cast("dict[str, object]", said).items()
+    return allowed_env({name: given for name, given in pairs if isinstance(given, str) and "\0" not in given})

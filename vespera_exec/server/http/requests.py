@@ -1,0 +1,97 @@
+"""What a request carries, read strictly: one meaning or a refusal that says why."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, TypeVar
+
+import orjson
+from pydantic import ValidationError
+
+from vespera_exec.app.views import Json, Request
+from vespera_exec.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from starlette.requests import Request as HttpRequest
+
+MAX_DEPTH = 64
+_R = TypeVar("_R", bound=Request)
+
+
+def query(request: HttpRequest, shape: type[_R]) -> _R:
+    """The query parameters as a `shape`; a bare `?flag` is true.
+
+    Raises:
+        InvalidInput: one is unknown, given twice, or has a value that it cannot take.
+    """
+    given: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name in given:
+            raise InvalidInput(f"query parameter {name!r} is given twice")
+        if "\0" in value:
+            raise InvalidInput(f"query parameter {name!r} has a NUL")
+        given[name] = value or ("true" if _is_flag(shape, name) else "")
+    try:
+        return shape.model_validate(given)
+    except ValidationError as error:
+        raise InvalidInput(_complaint(error, "query parameter"), hint=_allowed(shape)) from None
+
+
+async def body(request: HttpRequest, shape: type[_R]) -> _R:
+    """The JSON body as a `shape`; no body at all counts as `{}`.
+
+    Raises:
+        InvalidInput: it is not a JSON object in UTF-8, is nested too deeply, or does not fit the shape.
+    """
+    raw = await request.body()
+    try:
+        given: Json = orjson.loads(raw or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"the body is not JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise InvalidInput("the body is not a JSON object")
+    _check_plain(given)
+    try:
+        return shape.model_validate(given, strict=True)
+    except ValidationError as error:
+        raise InvalidInput(_complaint(error, "field"), hint=_allowed(shape)) from None
+
+
+def _check_plain(value: Json) -> None:
+    """Depth and strings. The parser itself has refused lone surrogates, NaN, Infinity and bad UTF-8."""
+    level: list[Json] = [value]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise InvalidInput(f"the body is nested more than {MAX_DEPTH} deep")
+        below: list[Json] = []
+        for each in level:
+            if isinstance(each, dict):
+                below += each.keys()
+                below += each.values()
+            elif isinstance(each, list):
+                below += each
+            elif isinstance(each, str):
+                if "\0" in each:
+                    raise InvalidInput("a string in the body has a NUL")
+            elif isinstance(each, float) and not math.isfinite(each):
+                raise InvalidInput("a number in the body is not finite")
+        level = below
+
+
+def _is_flag(shape: type[Request], name: str) -> bool:
+    field = shape.model_fields.get(name)
+    return field is not None and field.annotation is bool
+
+
+def _allowed(shape: type[Request]) -> str:
+    return "known: " + (", ".join(shape.model_fields) or "none")
+
+
+def _complaint(error: ValidationError, noun: str) -> str:
+    said: list[str] = []
+    for each in error.errors(include_url=False, include_input=False, include_context=False)[:3]:
+        where = ".".join(str(part) for part in each["loc"])[:100]
+        said.append(f"{noun} {where!r}: {each['msg']}")
+    return "; ".join(said)

@@ -1,0 +1,105 @@
+"""What a tool sends back: compact JSON, the same as text and as structured content, within what a model can hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+from mcp_types import CallToolResult, TextContent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vespera_exec.app.views import Json, Result, Status, View
+    from vespera_exec.errors import VesperaError
+
+PAGE_CHARACTERS = 40_000
+"""About 10,000 tokens: clients cut a tool's output at 25,000."""
+
+_TITLE_CHARACTERS = 80
+_MESSAGE_CHARACTERS = 120
+_ERROR_KEYS = ("code", "type", "message", "phase")
+
+
+def success(answer: Mapping[str, Json]) -> CallToolResult:
+    return CallToolResult(content=[_text(dumped(answer).decode())], structured_content=dict(answer))
+
+
+def failure(error: VesperaError, promised: Mapping[str, Json] | None = None) -> CallToolResult:
+    """`{error, error_code, hint}`, over the keys that the tool promises also then."""
+    structured = {"error": error.message, "error_code": error.error_code, "hint": error.hint, **(promised or {})}
+    text = f"{error.message} — {error.hint}" if error.hint else error.message
+    return CallToolResult(content=[_text(_storable(text))], structured_content=_sendable(structured), is_error=True)
+
+
+def dumped(answer: Mapping[str, Json]) -> bytes:
+    return orjson.dumps(answer)
+
+
+def of(view: View, *, keep: tuple[str, ...] = ()) -> dict[str, Json]:
+    """The view without what is null, but for the keys to `keep`."""
+    answer = view.model_dump(mode="json", exclude_none=True)
+    for name in keep:
+        answer.setdefault(name, None)
+    return answer
+
+
+def status(view: Status, *, detail: bool) -> dict[str, Json]:
+    """A status for a model. Without `detail` it is small whatever the work says: long texts are cut."""
+    answer = of(view, keep=("session_id", "session"))
+    answer["legacy_compatibility"] = view.legacy_compatibility.model_dump(mode="json")
+    session = cast("dict[str, Json] | None", answer["session"])
+    if session is not None and view.session is not None:
+        # Promised keys stay when they are null; what the level above says already goes.
+        session.setdefault("current_phase", None)
+        session["overall_progress"].setdefault("percentage", None)
+        times = cast("dict[str, Json]", session["time_tracking"])
+        for name in ("estimated_completion", "eta_confidence"):
+            times.setdefault(name, None)
+        session.pop("lifecycle")
+    if not detail:
+        _cut(answer, "title", _TITLE_CHARACTERS)
+        _cut(answer["legacy_compatibility"], "last_error", _MESSAGE_CHARACTERS)
+        if session is not None:
+            _cut(session["overall_progress"], "message", _MESSAGE_CHARACTERS)
+            if "error_context" in session:
+                session["error_context"] = _brief(session["error_context"])
+    return answer
+
+
+def result(view: Result) -> dict[str, Json]:
+    """A result for a model: one that is too large is cut, as the beginning of its JSON text."""
+    # Not by the view's own dump: `result` is the work's, its nulls mean something.
+    answer = of(view, keep=("result",))
+    body = orjson.dumps(view.result)
+    if len(body) > PAGE_CHARACTERS:
+        answer["result"] = body[:PAGE_CHARACTERS].decode(errors="ignore")
+        answer["result_truncated"] = True
+        answer["result_bytes"] = len(body)
+    return answer
+
+
+def _text(text: str) -> TextContent:
+    return TextContent(type="text", text=text)
+
+
+def _storable(text: str) -> str:
+    """Halves of surrogate pairs, which a refusal may quote, cannot be sent."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _sendable(structured: Mapping[str, Json]) -> dict[str, Json]:
+    return {name: _storable(value) if isinstance(value, str) else value for name, value in structured.items()}
+
+
+def _cut(holder: dict[str, Json], name: str, limit: int) -> None:
+    value = holder.get(name)
+    if isinstance(value, str) and len(value) > limit:
+        holder[name] = value[: limit - 1] + "…"
+
+
+def _brief(context: dict[str, Any]) -> dict[str, Json]:
+    brief = {name: context[name] for name in _ERROR_KEYS if context.get(name) is not None}
+    for name in brief:
+        _cut(brief, name, _MESSAGE_CHARACTERS)
+    return brief

@@ -1,0 +1,136 @@
+"""The JSON Schemas that `tools/list` shows, small enough to be read on every turn, and the check of what comes in."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pydantic import ValidationError
+
+from vespera_exec.app.views import Request, View
+from vespera_exec.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vespera_exec.app.views import Json
+
+Arguments = TypeVar("Arguments", bound=Request)
+
+_NOISE = ("title", "default", "additionalProperties", "format")
+_COMPLAINTS = 5
+
+
+def input_schema(arguments: type[Request], described: Mapping[str, str]) -> dict[str, Json]:
+    """The arguments, without what a caller does not need. `described` adds to the descriptions, or replaces them."""
+    shown = {
+        name: _argument(schema, described.get(name)) for name, schema in _properties(arguments.model_json_schema())
+    }
+    required = [name for name, field in arguments.model_fields.items() if field.is_required()]
+    return {
+        "type": "object",
+        "properties": shown,
+        **({"required": required} if required else {}),
+        "additionalProperties": False,
+    }
+
+
+def output_schema(answer: type[View], *, untyped: tuple[str, ...] = ()) -> dict[str, Json]:
+    """The keys of an answer with their types, one level deep.
+
+    Nothing is required and nothing is forbidden: some clients hold errors, too, against this schema.
+    `untyped` names the keys which have another type in an error.
+    """
+    shown = {
+        name: {} if name in untyped else _shallow(schema)
+        for name, schema in _properties(answer.model_json_schema(mode="serialization"))
+    }
+    return {"type": "object", "properties": shown}
+
+
+def check(arguments: type[Arguments], given: dict[str, Json]) -> Arguments:
+    """The arguments as they are meant.
+
+    Raises:
+        InvalidInput: names what is wrong in each, and what is expected.
+    """
+    try:
+        return arguments.model_validate(_unpacked(arguments, given))
+    except ValidationError as error:
+        raise InvalidInput(_complaint(arguments, error), hint=_expected(arguments)) from None
+
+
+def _properties(schema: dict[str, Json]) -> list[tuple[str, dict[str, Json]]]:
+    return list(cast("dict[str, dict[str, Json]]", schema.get("properties", {})).items())
+
+
+def _alternatives(schema: dict[str, Json]) -> tuple[dict[str, Json], bool]:
+    """The schema without its null, and whether it had one."""
+    kinds = cast("list[dict[str, Json]]", schema.get("anyOf", [schema]))
+    real = [kind for kind in kinds if kind.get("type") != "null"]
+    return (real[0] if len(real) == 1 else {}), len(real) < len(kinds)
+
+
+def _argument(schema: dict[str, Json], description: str | None) -> dict[str, Json]:
+    kind, _ = _alternatives(schema)
+    shown = {key: value for key, value in kind.items() if key not in _NOISE}
+    if schema.get("default") not in (None, "", {}):
+        shown["default"] = schema["default"]
+    said = description or schema.get("description")
+    return {**shown, "description": said} if said else shown
+
+
+def _shallow(schema: dict[str, Json]) -> dict[str, Json]:
+    kind, nullable = _alternatives(schema)
+    name = "object" if "$ref" in kind else kind.get("type")
+    if name is None:
+        return {}
+    return {"type": [name, "null"] if nullable else name}
+
+
+def _unpacked(arguments: type[Request], given: dict[str, Json]) -> dict[str, Json]:
+    """Some clients send an object as the text of its JSON: it is meant as the object."""
+    unpacked = dict(given)
+    for name, kind in _kinds(arguments).items():
+        value = given.get(name)
+        if kind == "object" and isinstance(value, str):
+            try:
+                parsed: Any = json.loads(value)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(parsed, dict):
+                unpacked[name] = parsed
+    return unpacked
+
+
+def _complaint(arguments: type[Request], error: ValidationError) -> str:
+    said: list[str] = []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(str(part) for part in fault["loc"])[:100]
+        if fault["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name, arguments.model_fields, n=1)
+            said.append(f"{name!r} is no argument" + (f"; did you mean {close[0]}?" if close else ""))
+        elif fault["type"] == "missing":
+            said.append(f"{name} is missing")
+        else:
+            said.append(f"{name}: {fault['msg'].removeprefix('Input ')}")
+    more = len(said) - _COMPLAINTS
+    return ", ".join(said[:_COMPLAINTS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _expected(arguments: type[Request]) -> str:
+    names = [
+        f"{name} ({kind}, required)" if arguments.model_fields[name].is_required() else f"{name} ({kind})"
+        for name, kind in _kinds(arguments).items()
+    ]
+    return "arguments: " + (", ".join(names) or "none")
+
+
+@cache
+def _kinds(arguments: type[Request]) -> dict[str, str]:
+    return {
+        name: str(_alternatives(schema)[0].get("type", "any"))
+        for name, schema in _properties(arguments.model_json_schema())
+    }

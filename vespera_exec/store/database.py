@@ -1,0 +1,142 @@
+"""The database file: opened for its one writer, brought up to date, checked, and its faults named."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from importlib import resources
+from pathlib import Path
+
+from vespera_exec import __version__
+from vespera_exec.errors import Conflict, Fenced, StoreDamaged, StoreError, StoreTooNew, StoreUnavailable, VesperaError
+
+JOURNAL_SIZE_LIMIT = 16 * 1024 * 1024
+"""What is left of the WAL file after a reset, in bytes."""
+
+_REFUSALS = {sqlite3.SQLITE_CONSTRAINT}
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_PASSING = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_NOMEM,
+}
+
+
+def open_for_writing(database: Path) -> sqlite3.Connection:
+    """The write connection: WAL, FULL, autocommit, migrated; checked where the last owner did not close it.
+
+    Raises:
+        StoreUnavailable: it cannot be created, opened or written.
+        StoreDamaged: it is no database, or the check found damage.
+        StoreTooNew: a newer version wrote it.
+    """
+    try:
+        # Created by us, so that what SQLite puts beside it takes over its 0600.
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as fault:
+        raise StoreUnavailable(
+            f"cannot open {database}: {fault.strerror}", hint="check its permissions, or name another VESPERA_DATA_DIR"
+        ) from fault
+    try:
+        connection = sqlite3.connect(database, isolation_level=None, cached_statements=256)
+        try:
+            return _prepared(connection, database)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as fault:
+        raise named(fault, database) from fault
+
+
+def open_for_reading(database: Path) -> sqlite3.Connection:
+    """A connection that cannot write. It may be handed to one other thread."""
+    connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA busy_timeout = 5000")
+    return connection
+
+
+def mark_clean(connection: sqlite3.Connection, *, clean: bool) -> None:
+    """Whether the owner has closed it, so that the next one knows if it must look for damage."""
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('clean', ?)", ("1" if clean else "0",))
+
+
+def is_refusal(fault: sqlite3.Error) -> bool:
+    """The batch is at fault, not the disk: a constraint, or a value that no column takes."""
+    return not isinstance(fault, sqlite3.DatabaseError) or _code(fault) in _REFUSALS or _code(fault) is None
+
+
+def refusal(fault: Exception) -> VesperaError:
+    """What the writer of a refused batch is told."""
+    text = str(fault)
+    if "fenced:" in text or "events." in text:
+        reason = text.partition("fenced: ")[2] or "the log of this execution was continued by another owner"
+        return Fenced(reason[:1].upper() + reason[1:], hint="read its state again; this copy is out of date")
+    if "idempotency." in text:
+        return Conflict("the idempotency key has been used", hint="repeat the request to get the first one's ids")
+    return StoreError(f"the store refused a decision: {text}")
+
+
+def named(fault: sqlite3.Error, database: Path) -> StoreError:
+    """The error that says what is wrong with the file, and what to do."""
+    code = _code(fault)
+    if code in _DAMAGE:
+        return StoreDamaged(f"{database} is damaged or no database: {fault}")
+    if code == sqlite3.SQLITE_FULL:
+        return StoreUnavailable(
+            f"cannot write {database}: the disk is full", hint="make room; writing goes on by itself"
+        )
+    if code in _PASSING:
+        return StoreUnavailable(f"cannot use {database}: {fault}", hint="check the disk and the file's permissions")
+    return StoreError(f"{database}: {fault}")
+
+
+def _code(fault: sqlite3.Error) -> int | None:
+    """The primary result code; None where the fault is not SQLite's own."""
+    code = getattr(fault, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _prepared(connection: sqlite3.Connection, database: Path) -> sqlite3.Connection:
+    connection.execute("PRAGMA busy_timeout = 5000")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    migrations = _migrations()
+    if version > len(migrations):
+        raise StoreTooNew(f"{database} was written by a newer version (format {version}, known: {len(migrations)})")
+    if version:
+        _check(connection, database)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}")
+    for number, script in enumerate(migrations[version:], start=version + 1):
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+        finally:
+            if connection.in_transaction:
+                connection.rollback()
+    if not version:
+        connection.execute("INSERT INTO meta VALUES ('created_by', ?)", (__version__,))
+    mark_clean(connection, clean=False)
+    return connection
+
+
+def _check(connection: sqlite3.Connection, database: Path) -> None:
+    """Look for damage where the last owner did not close the file."""
+    clean = connection.execute("SELECT value FROM meta WHERE key = 'clean'").fetchone()
+    if clean == ("1",):
+        return
+    found = [row[0] for row in connection.execute("PRAGMA quick_check(5)")]
+    if found != ["ok"]:
+        raise StoreDamaged(f"{database} is damaged: {'; '.join(found)[:300]}")
+
+
+def _migrations() -> list[str]:
+    folder = resources.files("vespera_exec.store").joinpath("migrations")
+    files = sorted((each for each in folder.iterdir() if each.name.endswith(".sql")), key=lambda each: each.name)
+    return [each.read_text(encoding="utf-8") for each in files]

@@ -1,0 +1,268 @@
+"""The committed log as it is followed: history, then live, by cursor."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Protocol
+
+import anyio
+import orjson
+
+from vespera_exec.model.events import ExecutionEvent, Json
+
+RING = 4096
+"""Events that the feed holds in memory; older ones are read from the database."""
+_TAIL = 32
+_PAGE = 500
+_cursor_of = attrgetter("cursor")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """A committed event. `body` is its JSON in UTF-8, `cursor` included, encoded once for all who read it."""
+
+    cursor: int
+    event_type: str
+    task_id: str
+    execution_id: str | None
+    sequence: int
+    body: bytes
+
+    def message(self) -> dict[str, Json]:
+        """The JSON shape of every door (`ExecutionEvent.to_stream_message`)."""
+        return orjson.loads(self.body)
+
+    def event(self) -> ExecutionEvent:
+        return ExecutionEvent.from_stream_message(self.message())
+
+
+class History(Protocol):
+    """The log in the database."""
+
+    async def events_after(
+        self, after: int, *, task_id: str | None, execution_id: str | None, types: Collection[str] | None, limit: int
+    ) -> list[StoredEvent]: ...
+
+    async def last_events(self, *, task_id: str | None, execution_id: str | None, limit: int) -> list[StoredEvent]: ...
+
+
+class _Topic:
+    """What the followers of one task, of one execution, or of everything share while there are any.
+
+    `tail` holds its events with a cursor above `since`, without a gap.
+    """
+
+    __slots__ = ("followers", "parked", "since", "tail", "version")
+
+    def __init__(self, since: int) -> None:
+        self.tail: list[StoredEvent] = []
+        self.since = since
+        self.parked: set[asyncio.Future[None]] = set()
+        self.followers = 0
+        self.version = 0
+
+    def add(self, event: StoredEvent) -> None:
+        self.tail.append(event)
+        if len(self.tail) >= 2 * _TAIL:
+            self.since = self.tail[_TAIL - 1].cursor
+            del self.tail[:_TAIL]
+
+    async def news(self) -> None:
+        # One future each: a shared one would be cancelled for all by one cancelled waiter.
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.parked.add(future)
+        try:
+            await future
+        finally:
+            self.parked.discard(future)
+
+    def wake(self) -> None:
+        self.version += 1
+        for future in self.parked:
+            if not future.done():
+                future.set_result(None)
+        self.parked.clear()
+
+
+class Feed:
+    """Hands committed events to whoever follows. Used on the event loop that opened the store.
+
+    A follower has a cursor and, while it waits, one future. Nothing is queued for it: a slow one reads
+    on from its cursor, out of memory or out of the database.
+    """
+
+    def __init__(self, history: History, *, head: int, ring: int = RING) -> None:
+        self._history = history
+        self._head = head
+        self._ring: list[StoredEvent] = []
+        self._ring_size = ring
+        self._ring_since = head
+        self._all = _Topic(head)
+        self._tasks: dict[str, _Topic] = {}
+        self._executions: dict[str, _Topic] = {}
+
+    @property
+    def head(self) -> int:
+        """The cursor of the last published event."""
+        return self._head
+
+    def publish(self, events: Sequence[StoredEvent]) -> None:
+        """Take a committed group, in order; wakes only those whose events are in it."""
+        if not events:
+            return
+        self._ring.extend(events)
+        if len(self._ring) >= 2 * self._ring_size:
+            surplus = len(self._ring) - self._ring_size
+            self._ring_since = self._ring[surplus - 1].cursor
+            del self._ring[:surplus]
+        self._head = events[-1].cursor
+        touched: set[_Topic] = {self._all}
+        if self._tasks or self._executions:
+            for event in events:
+                if (topic := self._tasks.get(event.task_id)) is not None:
+                    topic.add(event)
+                    touched.add(topic)
+                if event.execution_id and (topic := self._executions.get(event.execution_id)) is not None:
+                    topic.add(event)
+                    touched.add(topic)
+        for topic in touched:
+            topic.wake()
+
+    async def read(
+        self,
+        *,
+        after: int = 0,
+        task_id: str | None = None,
+        execution_id: str | None = None,
+        types: Collection[str] | None = None,
+        limit: int = _PAGE,
+    ) -> list[StoredEvent]:
+        """Up to `limit` events after the cursor `after`, in order: of all, of a task with all its executions, or of one.
+
+        Raises:
+            StoreDamaged: an event does not match its checksum.
+            StoreUnavailable: the database cannot be read.
+        """
+        events, _ = await self._next(after, task_id, execution_id, types, limit)
+        return events
+
+    async def recent(
+        self, *, task_id: str | None = None, execution_id: str | None = None, limit: int = 10
+    ) -> list[StoredEvent]:
+        """The last `limit` events, oldest first."""
+        return await self._history.last_events(task_id=task_id, execution_id=execution_id, limit=limit)
+
+    async def wait(
+        self, *, after: int, task_id: str | None = None, execution_id: str | None = None, timeout: float
+    ) -> bool:
+        """True once there is an event after `after`; False when there was none within `timeout` seconds."""
+        topic = self._enter(task_id, execution_id)
+        try:
+            version = topic.version
+            found, position = await self._next(after, task_id, execution_id, None, 1)
+            if found:
+                return True
+            with anyio.move_on_after(timeout):
+                while not found:
+                    if topic.version == version:
+                        await topic.news()
+                    version = topic.version
+                    found, position = await self._next(position, task_id, execution_id, None, 1)
+            return bool(found)
+        finally:
+            self._leave(topic, task_id, execution_id)
+
+    async def follow(
+        self,
+        *,
+        after: int = 0,
+        task_id: str | None = None,
+        execution_id: str | None = None,
+        types: Collection[str] | None = None,
+    ) -> AsyncIterator[StoredEvent]:
+        """History after the cursor `after`, then live, in order, without gap or repeat.
+
+        Takes the wake-up signal before it reads, so an event in between is seen. Never ends by itself.
+        """
+        topic = self._enter(task_id, execution_id)
+        try:
+            while True:
+                version = topic.version
+                events, after = await self._next(after, task_id, execution_id, types, _PAGE)
+                for event in events:
+                    yield event
+                if not events and topic.version == version:
+                    await topic.news()
+        finally:
+            self._leave(topic, task_id, execution_id)
+
+    def followers(self) -> int:
+        """How many follow or wait at the moment."""
+        topics: Iterable[_Topic] = (self._all, *self._tasks.values(), *self._executions.values())
+        return sum(topic.followers for topic in topics)
+
+    async def _next(
+        self,
+        after: int,
+        task_id: str | None,
+        execution_id: str | None,
+        types: Collection[str] | None,
+        limit: int,
+    ) -> tuple[list[StoredEvent], int]:
+        """The next events, and the cursor up to which the log has been searched with them."""
+        head = self._head
+        if after >= head:
+            return [], after
+        known = self._remembered(after, task_id, execution_id)
+        if known is None:
+            events = await self._history.events_after(
+                after, task_id=task_id, execution_id=execution_id, types=types, limit=limit
+            )
+            return events, events[-1].cursor if events else max(after, head)
+        if types is not None:
+            known = [event for event in known if event.event_type in types]
+        if len(known) > limit:
+            return known[:limit], known[limit - 1].cursor
+        return known, head
+
+    def _remembered(self, after: int, task_id: str | None, execution_id: str | None) -> list[StoredEvent] | None:
+        """The events after `after` as far as memory has them; None where it does not reach back so far."""
+        topic = None
+        if execution_id is not None:
+            topic = self._executions.get(execution_id)
+        elif task_id is not None:
+            topic = self._tasks.get(task_id)
+        if topic is not None and after >= topic.since:
+            return topic.tail[bisect_right(topic.tail, after, key=_cursor_of) :]
+        if after < self._ring_since:
+            return None
+        # Cursors have no gap, so the place in the ring is a subtraction.
+        live = self._ring[max(0, after - self._ring_since) :]
+        if execution_id is not None:
+            return [event for event in live if event.execution_id == execution_id]
+        if task_id is not None:
+            return [event for event in live if event.task_id == task_id]
+        return live
+
+    def _enter(self, task_id: str | None, execution_id: str | None) -> _Topic:
+        if execution_id is not None:
+            topic = self._executions.setdefault(execution_id, _Topic(self._head))
+        elif task_id is not None:
+            topic = self._tasks.setdefault(task_id, _Topic(self._head))
+        else:
+            topic = self._all
+        topic.followers += 1
+        return topic
+
+    def _leave(self, topic: _Topic, task_id: str | None, execution_id: str | None) -> None:
+        topic.followers -= 1
+        if topic.followers:
+            return
+        if execution_id is not None:
+            self._executions.pop(execution_id, None)
+        elif task_id is not None:
+            self._tasks.pop(task_id, None)

@@ -1,0 +1,453 @@
+"""The way into the log: one writer thread, and one commit for all that waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self, TypeVarTuple
+
+import anyio
+
+from vespera_exec.errors import StoreError, StoreUnavailable, VesperaError
+from vespera_exec.model.ledger import Batch
+from vespera_exec.store.feed import StoredEvent
+from vespera_exec.store.writer import Sample, Writer
+
+_GROUP = 4096
+"""Decisions in one transaction at most."""
+_IDLE_SECONDS = 0.2
+_PASSIVE_PAGES = 1024
+_RESTART_PAGES = 8192  # 32 MiB: somebody reads on without end, so the writer waits for him once
+_BACK_OFF = (0.1, 2.0)
+_CLOSING_SECONDS = 5.0
+_SAMPLES_WAITING = 2000
+_REFUSALS_KEPT = 256
+_log = logging.getLogger(__name__)
+_Arguments = TypeVarTuple("_Arguments")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalStatistics:
+    """What the journal has done since it was opened. `queued` decisions wait now; `pages_in_wal` is an estimate."""
+
+    head: int
+    queued: int
+    events: int
+    groups: int
+    largest_group: int
+    refused: int
+    checkpoints: int
+    pages_in_wal: int
+    dropped_samples: int
+
+
+@dataclass(slots=True)
+class _Counts:
+    events: int = 0
+    groups: int = 0
+    largest_group: int = 0
+    refused: int = 0
+    dropped_samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A decision, and who made it: the asyncio task, or the thread where there was none."""
+
+    batch: Batch
+    owner: object
+
+
+@dataclass(slots=True)
+class _Syncer:
+    ticket: int
+    owner: object
+    future: asyncio.Future[int]
+
+
+@dataclass(slots=True)
+class _BlockedThread:
+    ticket: int
+    owner: object
+    done: threading.Event = field(default_factory=threading.Event)
+    error: VesperaError | None = None
+
+
+class Journal:
+    """Takes decisions from any thread and makes them durable, in the order in which they came.
+
+    `sync` and `check_writable` say what became of them. The events of a committed group go to
+    `publish` on the loop, before any `sync` that covers them returns.
+    """
+
+    def __init__(
+        self, database: Path, *, linger_ms: float = 2.0, publish: Callable[[Sequence[StoredEvent]], None] | None = None
+    ) -> None:
+        self._database = database
+        self._linger = linger_ms / 1000
+        self._publish = publish
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._lock = threading.Lock()
+        self._queue: list[_Waiting] = []
+        self._samples: list[Sample] = []
+        self._appended = 0
+        self._blocked: list[_BlockedThread] = []
+        self._refused: dict[object, VesperaError] = {}
+        self._wake = threading.Event()
+        self._hurry = threading.Event()
+        self._closing = threading.Event()
+        self._fault: StoreUnavailable | None = None
+        self._broken: StoreError | None = None
+        self._head = 0
+        self._page_limit: int | None = None
+        self._counts = _Counts()
+        self._writer: Writer | None = None
+        self._thread = threading.Thread(target=self._main, name="vespera-journal")
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        # of the loop alone
+        self._settled = 0
+        self._syncers: deque[_Syncer] = deque()
+        self._shipping = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, database: Path, *, linger_ms: float = 2.0, publish: Callable[[Sequence[StoredEvent]], None] | None = None
+    ) -> AsyncGenerator[Self]:
+        """The journal of `database`, made when it is missing. Leaving the context writes what is queued.
+
+        Raises:
+            StoreUnavailable: it cannot be created, opened or written; on leaving, the disk took no more.
+            StoreDamaged: it is no database, or damaged.
+            StoreTooNew: a newer version wrote it.
+        """
+        journal = cls(database, linger_ms=linger_ms, publish=publish)
+        journal._thread.start()
+        try:
+            await journal._opened
+            yield journal
+        finally:
+            with anyio.CancelScope(shield=True):  # what was accepted must reach the disk
+                await journal._close()
+        if journal._fault is not None:
+            raise StoreUnavailable(journal._fault.message, hint=journal._fault.hint)
+
+    @property
+    def head(self) -> int:
+        """The cursor of the last event that is on disk."""
+        return self._head
+
+    @property
+    def fault(self) -> StoreUnavailable | None:
+        """Why nothing can be written at the moment; None again when it can."""
+        return self._fault
+
+    def check_writable(self) -> None:
+        """
+        Raises:
+            StoreError: nothing new should be decided now, because it could not be written.
+        """
+        if self._broken is not None:
+            raise _again(self._broken)
+        if self._fault is not None:
+            raise _again(self._fault)
+
+    def append(self, batch: Batch) -> None:
+        """Take a decision; from any thread, never blocks. It is on disk when a later `sync` returns.
+
+        Raises:
+            StoreError: the journal is closed, or can never write again.
+        """
+        on_loop = threading.get_ident() == self._loop_thread
+        owner = asyncio.current_task(self._loop) if on_loop else threading.get_ident()
+        with self._lock:
+            if self._broken is not None:
+                raise _again(self._broken)
+            self._appended += 1
+            self._queue.append(_Waiting(batch, owner))
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def append_samples(self, samples: Sequence[Sample]) -> None:
+        """Take measurements; dropped where the journal has better to do. From any thread, never blocks."""
+        with self._lock:
+            room = 0 if self._broken is not None else _SAMPLES_WAITING - len(self._samples)
+            self._samples.extend(samples[:room])
+            self._counts.dropped_samples += max(0, len(samples) - max(0, room))
+        if not self._wake.is_set():
+            self._wake.set()
+
+    async def sync(self) -> int:
+        """The head, once all that was appended before the call is on disk. Cancelling the wait changes nothing.
+
+        Only on the loop that opened the journal.
+
+        Raises:
+            Fenced, Conflict, StoreError: a decision of this asyncio task was refused; the others' stand.
+            StoreUnavailable: it cannot be written now. It stays queued, and is written when it can be.
+        """
+        owner = asyncio.current_task()
+        with self._lock:
+            refused = self._refused.pop(owner, None)
+            ticket = self._appended
+        if refused is not None:
+            raise refused
+        if ticket <= self._settled:
+            return self._head
+        self.check_writable()
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._syncers.append(_Syncer(ticket, owner, future))
+        if not self._shipping:
+            # Whoever else waits in this turn of the loop joins the same commit.
+            self._shipping = True
+            self._loop.call_soon(self._ship)
+        return await future
+
+    def sync_blocking(self, timeout: float) -> int:
+        """`sync` for a thread that is not the loop's.
+
+        Raises:
+            StoreUnavailable: also where it took longer than `timeout` seconds.
+        """
+        self.check_writable()
+        with self._lock:
+            waiting = _BlockedThread(self._appended, threading.get_ident())
+            self._blocked.append(waiting)
+        self._hurry.set()
+        self._wake.set()
+        if not waiting.done.wait(timeout):
+            with self._lock:
+                if waiting in self._blocked:
+                    self._blocked.remove(waiting)
+            raise StoreUnavailable(f"the log was not written within {timeout:g} s", hint="try again")
+        if waiting.error is not None:
+            raise waiting.error
+        return self._head
+
+    def limit_pages(self, pages: int) -> None:
+        """Let the database file grow to at most `pages` of 4 KiB; beyond, writing fails as on a full disk."""
+        self._page_limit = pages
+        self._wake.set()
+
+    def statistics(self) -> JournalStatistics:
+        counts, writer = self._counts, self._writer
+        return JournalStatistics(
+            head=self._head,
+            queued=len(self._queue),
+            events=counts.events,
+            groups=counts.groups,
+            largest_group=counts.largest_group,
+            refused=counts.refused,
+            checkpoints=writer.checkpoints if writer else 0,
+            pages_in_wal=writer.pages_in_wal if writer else 0,
+            dropped_samples=counts.dropped_samples,
+        )
+
+    # on the loop
+
+    def _ship(self) -> None:
+        self._shipping = False
+        self._hurry.set()
+        self._wake.set()
+
+    def _group_settled(
+        self, events: list[StoredEvent], ticket: int, refused: list[tuple[object, VesperaError]]
+    ) -> None:
+        self._settled = ticket
+        if self._publish is not None and events:
+            self._publish(events)
+        errors = dict(refused)
+        while self._syncers and self._syncers[0].ticket <= ticket:
+            syncer = self._syncers.popleft()
+            error = errors.pop(syncer.owner, None)
+            if syncer.future.done():
+                continue
+            if error is not None:
+                syncer.future.set_exception(error)
+            else:
+                syncer.future.set_result(self._head)
+        self._keep_refusals(errors)
+
+    def _keep_refusals(self, errors: dict[object, VesperaError]) -> None:
+        """For the next `sync` of those who made the refused decisions and have not asked yet."""
+        with self._lock:
+            for owner, error in errors.items():
+                if owner is None:
+                    _log.warning("The log refused a decision that nobody waits for: %s", error)
+                    continue
+                self._refused[owner] = error
+                while len(self._refused) > _REFUSALS_KEPT:
+                    del self._refused[next(iter(self._refused))]
+
+    def _fail_syncers(self, error: StoreError) -> None:
+        while self._syncers:
+            future = self._syncers.popleft().future
+            if not future.done():
+                future.set_exception(_again(error))
+
+    def _set_opened(self, fault: StoreError | None) -> None:
+        if self._opened.done():
+            return
+        if fault is None:
+            self._opened.set_result(None)
+        else:
+            self._opened.set_exception(fault)
+
+    def _set_ended(self) -> None:
+        self._ended.set_result(None)
+
+    async def _close(self) -> None:
+        self._closing.set()
+        self._hurry.set()
+        self._wake.set()
+        await self._ended
+        self._thread.join()
+
+    # in the writer's thread
+
+    def _main(self) -> None:
+        writer = None
+        try:
+            writer = self._writer = Writer(self._database)
+            self._head = writer.head
+            self._tell(self._set_opened, None)
+            self._serve(writer)
+        except StoreError as fault:
+            self._stop(fault)
+        except Exception as fault:  # noqa: BLE001 - the supervisor of the writer: whoever waits must hear that it died
+            _log.exception("The journal's writer died")
+            self._stop(StoreError(f"the journal's writer died: {fault!r}", hint="restart the server"))
+        try:
+            if writer is not None:
+                writer.close()
+        finally:
+            self._stop(_closed())
+            self._tell(self._set_ended)
+
+    def _serve(self, writer: Writer) -> None:
+        """Group after group, until closed and drained. A group that the disk refuses is kept and tried again."""
+        group: list[_Waiting] = []
+        delay, give_up_at = 0.0, None
+        while True:
+            if not group:
+                self._rest(writer)
+            ticket, last = self._take(group)
+            try:
+                if self._page_limit is not None:
+                    writer.limit_pages(self._page_limit)
+                    self._page_limit = None
+                self._write(writer, group, ticket)
+            except StoreUnavailable as fault:
+                self._obstructed(fault)
+                delay = min(max(delay * 2, _BACK_OFF[0]), _BACK_OFF[1])
+                if self._closing.wait(delay):
+                    give_up_at = give_up_at or time.monotonic() + _CLOSING_SECONDS
+                    if time.monotonic() > give_up_at:
+                        _log.critical("Closing without %d decisions that the disk does not take", len(group))
+                        return
+                    time.sleep(_BACK_OFF[0])
+                continue
+            group, delay, self._fault = [], 0.0, None
+            self._tidy(writer)
+            if last:
+                return
+
+    def _rest(self, writer: Writer) -> None:
+        """Until there is something to write; a little longer while nobody waits for it."""
+        while not self._wake.wait(_IDLE_SECONDS if writer.pages_in_wal else None):
+            writer.checkpoint()
+        self._hurry.wait(self._linger)
+
+    def _take(self, group: list[_Waiting]) -> tuple[int, bool]:
+        """Add what waits to `group`: the ticket that it reaches to, and whether it is the last there will be."""
+        self._hurry.clear()
+        self._wake.clear()
+        with self._lock:
+            room = max(0, _GROUP - len(group))
+            group += self._queue[:room]
+            del self._queue[:room]
+            ticket = self._appended - len(self._queue)
+            last = self._closing.is_set() and not self._queue
+            if last and self._broken is None:
+                self._broken = _closed()
+            if self._queue:
+                self._hurry.set()
+                self._wake.set()
+        return ticket, last
+
+    def _write(self, writer: Writer, group: list[_Waiting], ticket: int) -> None:
+        refused: list[tuple[object, VesperaError]] = []
+        if group:
+            written = writer.write([waiting.batch for waiting in group])
+            refused = [(group[place].owner, error) for place, error in written.refused]
+            self._head = writer.head
+            self._counts.events += len(written.events)
+            self._counts.groups += 1
+            self._counts.refused += len(refused)
+            self._counts.largest_group = max(self._counts.largest_group, len(group))
+            self._tell(self._group_settled, written.events, ticket, refused)
+        self._release(ticket, refused)
+
+    def _release(self, ticket: int, refused: list[tuple[object, VesperaError]]) -> None:
+        """Let go the threads that waited for what is written now."""
+        with self._lock:
+            ready = [waiting for waiting in self._blocked if waiting.ticket <= ticket]
+            if ready:
+                self._blocked = [waiting for waiting in self._blocked if waiting.ticket > ticket]
+        for waiting in ready:
+            waiting.error = next((error for owner, error in refused if owner == waiting.owner), None)
+            waiting.done.set()
+
+    def _obstructed(self, fault: StoreUnavailable) -> None:
+        if self._fault is None:
+            _log.error("The log cannot be written: %s", fault)
+        self._fault = fault
+        self._turn_away(fault)
+
+    def _stop(self, fault: StoreError) -> None:
+        """Nothing can be appended any more; the first reason counts."""
+        with self._lock:
+            self._broken = self._broken or fault
+        self._tell(self._set_opened, fault)
+        self._turn_away(fault)
+
+    def _turn_away(self, fault: StoreError) -> None:
+        """Let go all who wait, with the reason."""
+        with self._lock:
+            blocked, self._blocked = self._blocked, []
+        for waiting in blocked:
+            waiting.error = _again(fault)
+            waiting.done.set()
+        self._tell(self._fail_syncers, fault)
+
+    def _tidy(self, writer: Writer) -> None:
+        """What can wait until the acknowledgements are out: measurements, and moving the WAL."""
+        with self._lock:
+            samples, self._samples = self._samples, []
+        if samples:
+            kept = writer.write_samples(samples)
+            self._counts.dropped_samples += len(samples) - kept
+        if writer.pages_in_wal > _PASSIVE_PAGES and writer.checkpoint() > _RESTART_PAGES:
+            writer.checkpoint("RESTART")
+
+    def _tell(self, call: Callable[[*_Arguments], object], *arguments: *_Arguments) -> None:
+        with suppress(RuntimeError):  # the loop is gone, and with it whoever would listen
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _again(error: StoreError) -> StoreError:
+    """The same error for one more waiter; a shared instance would collect all their tracebacks."""
+    return type(error)(error.message, hint=error.hint)
+
+
+def _closed() -> StoreUnavailable:
+    return StoreUnavailable("the journal is closed", hint="open the store again")

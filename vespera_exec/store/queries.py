@@ -1,0 +1,494 @@
+"""Questions to the database: read-only, off the loop, each its own snapshot."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import sqlite3
+import zlib
+from collections import deque
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Generic, Literal, Self, TypeVar
+
+import aiosqlite
+import anyio
+import orjson
+
+from vespera_exec.errors import InvalidInput, StoreDamaged
+from vespera_exec.model.enums import ExecutionStatus, TaskStatus
+from vespera_exec.model.ledger import IdempotencyRecord, ResultRecord
+from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.progress import Progress
+from vespera_exec.model.record import TaskRecord
+from vespera_exec.store import database
+from vespera_exec.store.encoding import micros, moment_of, with_cursor
+from vespera_exec.store.feed import StoredEvent
+from vespera_exec.store.writer import Sample
+
+PREFIX_LENGTH = 6
+"""The shortest beginning of an id that stands for it."""
+_CONNECTIONS = 2
+_T = TypeVar("_T")
+
+TaskSort = Literal["updated", "created", "priority"]
+ExecutionSort = Literal["created", "completed", "priority"]
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[_T]):
+    """Part of a list. `next_token` leads to the next part, None from the last; `total` counts the whole."""
+
+    items: list[_T]
+    next_token: str | None
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task, with its running execution or else its last one."""
+
+    task: TaskRecord
+    execution_id: str | None
+    execution_status: ExecutionStatus | None
+    percentage: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many there are, by status. `queued` executions wait for their turn."""
+
+    tasks: Mapping[TaskStatus, int]
+    executions: Mapping[ExecutionStatus, int]
+
+    @property
+    def queued(self) -> int:
+        return self.executions.get(ExecutionStatus.PENDING, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStatistics:
+    """Over all executions of a task that have ended. Seconds at work of the completed ones; None without any.
+
+    Percentiles are interpolated linearly between the two nearest.
+    """
+
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    average_seconds: float | None = None
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    p50_seconds: float | None = None
+    p95_seconds: float | None = None
+    p99_seconds: float | None = None
+
+
+@dataclass(slots=True)
+class _Where:
+    """Conditions that hold together, with their values."""
+
+    conditions: list[str] = field(default_factory=list[str])
+    values: list[Any] = field(default_factory=list[Any])
+
+    def add(self, condition: str, *values: Any) -> None:
+        self.conditions.append(condition)
+        self.values.extend(values)
+
+    def __str__(self) -> str:
+        return f"WHERE {' AND '.join(self.conditions)}" if self.conditions else ""
+
+
+class Queries:
+    """Reads what is committed. A cancelled question harms nobody: its connection ends it by itself."""
+
+    def __init__(self, path: Path, connections: Sequence[aiosqlite.Connection]) -> None:
+        self._path = path
+        self._free = deque(connections)
+        self._turn = anyio.Semaphore(len(connections))
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path, *, connections: int = _CONNECTIONS) -> AsyncGenerator[Self]:
+        """Connections of its own to a database that a journal has opened.
+
+        Raises:
+            StoreUnavailable, StoreDamaged: it cannot be read.
+        """
+        opened: list[aiosqlite.Connection] = []
+        try:
+            for _ in range(connections):
+                connection = aiosqlite.Connection(lambda: database.open_for_reading(path), iter_chunk_size=64)
+                try:
+                    opened.append(await connection)
+                except sqlite3.Error as fault:
+                    raise database.named(fault, path) from fault
+            yield cls(path, opened)
+        finally:
+            with anyio.CancelScope(shield=True):  # an open connection would keep the interpreter from ending
+                for connection in opened:
+                    await connection.close()
+
+    # one thing
+
+    async def get_task(self, task_id: str) -> TaskRecord | None:
+        rows = await self._rows("SELECT t.doc FROM streams s JOIN tasks t ON t.id = s.id WHERE s.name = ?", task_id)
+        return TaskRecord.from_dict(orjson.loads(rows[0][0])) if rows else None
+
+    async def get_execution(self, execution_id: str) -> tuple[Lifecycle, Progress] | None:
+        rows = await self._rows(f"{_EXECUTIONS} WHERE s.name = ?", execution_id)
+        return _execution(rows[0]) if rows else None
+
+    async def get_result(self, execution_id: str) -> ResultRecord | None:
+        rows = await self._rows(
+            "SELECT r.body, r.truncated FROM streams s JOIN results r ON r.id = s.id WHERE s.name = ?", execution_id
+        )
+        if not rows:
+            return None
+        body, truncated = rows[0]
+        return ResultRecord(execution_id=execution_id, body=body, truncated=bool(truncated))
+
+    async def find_idempotent(self, principal: str, operation: str, key: str) -> IdempotencyRecord | None:
+        """What this principal's key has been used for, or None."""
+        rows = await self._rows(
+            "SELECT task_id, run_id FROM idempotency WHERE principal = ? AND operation = ? AND key = ?",
+            principal, operation, key,
+        )  # fmt: skip
+        if not rows:
+            return None
+        task_id, run_id = rows[0]
+        return IdempotencyRecord(principal=principal, key=key, operation=operation, task_id=task_id, run_id=run_id)
+
+    async def locate(self, given: str) -> tuple[str, str | None] | None:
+        """`(task_id, execution_id)` of an id or of its beginning (at least six characters); None when unknown.
+
+        `execution_id` is None where a task is meant.
+
+        Raises:
+            InvalidInput: more than one id begins so.
+        """
+        if not given:
+            return None
+        sql = (
+            "SELECT s.name, t.name FROM streams s JOIN streams t ON t.id = s.task WHERE {} AND "
+            "(EXISTS (SELECT 1 FROM tasks WHERE id = s.id) OR EXISTS (SELECT 1 FROM executions WHERE id = s.id)) LIMIT 3"
+        )
+        rows = await self._rows(sql.format("s.name = ?"), given)
+        if not rows and len(given) >= PREFIX_LENGTH:
+            rows = await self._rows(sql.format("s.name >= ? AND s.name < ?"), given, given + "\U0010ffff")
+        if len(rows) > 1:
+            some = ", ".join(row[0] for row in rows[:2])
+            raise InvalidInput(f"more than one id begins with {given!r}: {some}", hint="give more of it")
+        if not rows:
+            return None
+        name, task = rows[0]
+        return (task, None) if name == task else (task, name)
+
+    # lists
+
+    async def executions_of(
+        self, task_id: str, *, limit: int = 50, newest_first: bool = True
+    ) -> list[tuple[Lifecycle, Progress]]:
+        """The executions of a task, by the order in which they were made."""
+        order = "DESC" if newest_first else "ASC"
+        rows = await self._rows(
+            f"{_EXECUTIONS} WHERE e.task = (SELECT id FROM streams WHERE name = ?) ORDER BY e.id {order} LIMIT ?",
+            task_id, limit,
+        )  # fmt: skip
+        return [_execution(row) for row in rows]
+
+    async def attempts_of(self, run_id: str) -> list[tuple[Lifecycle, Progress]]:
+        """The attempts of a run, first to last."""
+        rows = await self._rows(f"{_EXECUTIONS} WHERE e.run = ? ORDER BY e.attempt", run_id)
+        return [_execution(row) for row in rows]
+
+    async def unfinished(self) -> list[tuple[Lifecycle, Progress]]:
+        """What the last owner left, oldest first.
+
+        `Lifecycle.sequence` is that of the last event in the log, also where it changed no state: who takes
+        the execution over counts on from there.
+        """
+        rows = await self._rows(
+            "SELECT e.doc, p.doc, s.name, (SELECT max(sequence) FROM events WHERE stream = e.id) "
+            "FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id "
+            "WHERE e.ended = 0 ORDER BY e.id"
+        )
+        left: list[tuple[Lifecycle, Progress]] = []
+        for row in rows:
+            life, progress = _execution(row)
+            left.append((replace(life, sequence=row[3] or life.sequence), progress))
+        return left
+
+    async def list_tasks(
+        self,
+        *,
+        status: TaskStatus | None = None,
+        role: str | None = None,
+        principal: str | None = None,
+        text: str | None = None,
+        since: datetime | None = None,
+        sort: TaskSort = "updated",
+        limit: int = 50,
+        page_token: str | None = None,
+    ) -> Page[TaskRow]:
+        """Tasks, highest of `sort` first. `text` is looked for in titles and descriptions, `since` is of the last change.
+
+        Raises:
+            InvalidInput: `page_token` is none of ours, or of another order.
+        """
+        where = _Where()
+        for column, value in (("status", status), ("role", role), ("principal", principal)):
+            if value is not None:
+                where.add(f"t.{column} = ?", str(value))
+        if text:
+            pattern = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+            where.add(
+                "(t.title LIKE ? ESCAPE '\\' OR json_extract(t.doc, '$.description') LIKE ? ESCAPE '\\')",
+                pattern,
+                pattern,
+            )
+        if since is not None:
+            where.add("t.updated >= ?", micros(since))
+        total = await self._count("tasks t", where)
+        key = f"t.{_one_of(sort, ('updated', 'created', 'priority'))}"
+        _go_on(where, key, "t.id", f"tasks:{sort}", page_token)
+        rows = await self._rows(
+            f"SELECT {key}, t.id, t.doc, s.name, e.status, p.percentage FROM tasks t "
+            "LEFT JOIN executions e ON e.id = t.shown LEFT JOIN streams s ON s.id = e.id "
+            f"LEFT JOIN progress p ON p.id = e.id {where} ORDER BY {key} DESC, t.id DESC LIMIT ?",
+            *where.values, limit + 1,
+        )  # fmt: skip
+        items = [
+            TaskRow(
+                TaskRecord.from_dict(orjson.loads(doc)),
+                execution_id,
+                ExecutionStatus(shown) if shown else None,
+                percentage,
+            )
+            for _, _, doc, execution_id, shown, percentage in rows[:limit]
+        ]
+        return Page(items, _token(rows, limit, f"tasks:{sort}"), total)
+
+    async def list_executions(
+        self,
+        *,
+        status: ExecutionStatus | None = None,
+        role: str | None = None,
+        task_id: str | None = None,
+        since: datetime | None = None,
+        sort: ExecutionSort = "created",
+        limit: int = 50,
+        page_token: str | None = None,
+    ) -> Page[tuple[Lifecycle, Progress]]:
+        """Executions, highest of `sort` first; `since` is of their creation.
+
+        Raises:
+            InvalidInput: `page_token` is none of ours, or of another order.
+        """
+        where = _Where()
+        for column, value in (("status", status), ("role", role)):
+            if value is not None:
+                where.add(f"e.{column} = ?", str(value))
+        if task_id is not None:
+            where.add("e.task = (SELECT id FROM streams WHERE name = ?)", task_id)
+        if since is not None:
+            where.add("e.created >= ?", micros(since))
+        total = await self._count("executions e", where)
+        key = f"coalesce(e.{_one_of(sort, ('created', 'completed', 'priority'))}, 0)"
+        _go_on(where, key, "e.id", f"executions:{sort}", page_token)
+        rows = await self._rows(
+            f"SELECT {key}, e.id, e.doc, p.doc, s.name FROM executions e JOIN streams s ON s.id = e.id "
+            f"LEFT JOIN progress p ON p.id = e.id {where} ORDER BY {key} DESC, e.id DESC LIMIT ?",
+            *where.values, limit + 1,
+        )  # fmt: skip
+        items = [_execution(row[2:]) for row in rows[:limit]]
+        return Page(items, _token(rows, limit, f"executions:{sort}"), total)
+
+    # numbers
+
+    async def counts(self) -> Counts:
+        rows = await self._rows(
+            "SELECT 'task', status, count(*) FROM tasks GROUP BY status "
+            "UNION ALL SELECT 'execution', status, count(*) FROM executions GROUP BY status"
+        )
+        return Counts(
+            {TaskStatus(status): count for kind, status, count in rows if kind == "task"},
+            {ExecutionStatus(status): count for kind, status, count in rows if kind == "execution"},
+        )
+
+    async def durations(self, *, role: str | None = None, task_id: str | None = None, limit: int = 50) -> list[float]:
+        """Seconds at work of the last `limit` executions that completed, newest first."""
+        where = _Where()
+        where.add("status = 'completed'")
+        if role is not None:
+            where.add("role = ?", role)
+        if task_id is not None:
+            where.add("task = (SELECT id FROM streams WHERE name = ?)", task_id)
+        rows = await self._rows(
+            f"SELECT active_us FROM executions {where} ORDER BY completed DESC LIMIT ?", *where.values, limit
+        )
+        return [row[0] / 1e6 for row in rows]
+
+    async def task_statistics(self, task_id: str) -> TaskStatistics:
+        rows = await self._rows(
+            "SELECT status, active_us FROM executions "
+            "WHERE task = (SELECT id FROM streams WHERE name = ?) AND ended = 1 ORDER BY active_us",
+            task_id,
+        )
+        ends = [row[0] for row in rows]
+        seconds = [row[1] / 1e6 for row in rows if row[0] == ExecutionStatus.COMPLETED]
+        return TaskStatistics(
+            completed=len(seconds),
+            failed=ends.count(ExecutionStatus.FAILED),
+            cancelled=ends.count(ExecutionStatus.CANCELLED),
+            timed_out=ends.count(ExecutionStatus.TIMED_OUT),
+            average_seconds=sum(seconds) / len(seconds) if seconds else None,
+            min_seconds=percentile(seconds, 0),
+            max_seconds=percentile(seconds, 100),
+            p50_seconds=percentile(seconds, 50),
+            p95_seconds=percentile(seconds, 95),
+            p99_seconds=percentile(seconds, 99),
+        )
+
+    async def samples(self, execution_id: str, *, limit: int = 10_000) -> list[Sample]:
+        """The measurements that were kept, oldest first."""
+        rows = await self._rows(
+            "SELECT at, metric, value FROM samples WHERE execution = (SELECT id FROM streams WHERE name = ?) "
+            "ORDER BY at LIMIT ?",
+            execution_id, limit,
+        )  # fmt: skip
+        return [Sample(execution_id, moment_of(at), metric, value) for at, metric, value in rows]
+
+    # the log
+
+    async def events_after(
+        self,
+        after: int,
+        *,
+        task_id: str | None = None,
+        execution_id: str | None = None,
+        types: Collection[str] | None = None,
+        limit: int = 500,
+    ) -> list[StoredEvent]:
+        """As `Feed.read`, from the database alone.
+
+        Raises:
+            StoreDamaged: an event does not match its checksum.
+        """
+        where = _Where()
+        where.add("cursor > ?", after)
+        _of(where, task_id, execution_id)
+        if types is not None:
+            where.add(f"type IN ({', '.join('?' * len(types))})", *map(str, types))
+        rows = await self._rows(
+            f"{_EVENTS} WHERE e.cursor IN (SELECT cursor FROM events {where} ORDER BY cursor LIMIT ?) ORDER BY e.cursor",
+            *where.values, limit,
+        )  # fmt: skip
+        return self._stored(rows)
+
+    async def last_events(
+        self, *, task_id: str | None = None, execution_id: str | None = None, limit: int = 10
+    ) -> list[StoredEvent]:
+        """The last `limit` events, oldest first."""
+        where = _Where()
+        _of(where, task_id, execution_id)
+        rows = await self._rows(
+            f"{_EVENTS} WHERE e.cursor IN (SELECT cursor FROM events {where} ORDER BY cursor DESC LIMIT ?) "
+            "ORDER BY e.cursor",
+            *where.values, limit,
+        )  # fmt: skip
+        return self._stored(rows)
+
+    # inside
+
+    def _stored(self, rows: Iterable[tuple[Any, ...]]) -> list[StoredEvent]:
+        events: list[StoredEvent] = []
+        for cursor, sequence, kind, checksum, body, name, task in rows:
+            if zlib.crc32(body) != checksum:
+                raise StoreDamaged(f"event {cursor} in {self._path} does not match its checksum")
+            execution_id = name if name != task else None
+            events.append(StoredEvent(cursor, kind, task, execution_id, sequence, with_cursor(body, cursor)))
+        return events
+
+    async def _count(self, table: str, where: _Where) -> int:
+        rows = await self._rows(f"SELECT count(*) FROM {table} {where}", *where.values)
+        return rows[0][0]
+
+    async def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """One statement on a connection that nobody else uses meanwhile.
+
+        Raises:
+            StoreUnavailable, StoreDamaged: it cannot be read.
+        """
+        async with self._turn:
+            connection = self._free.popleft()
+            try:
+                return list(await connection.execute_fetchall(sql, values))  # pyright: ignore[reportArgumentType, reportReturnType]
+            except sqlite3.Error as fault:
+                raise database.named(fault, self._path) from fault
+            finally:
+                self._free.append(connection)
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float | None:
+    """Of values in ascending order, interpolated linearly; None of none."""
+    if not ordered:
+        return None
+    place = (len(ordered) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+_EXECUTIONS = (
+    "SELECT e.doc, p.doc, s.name FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
+)
+_EVENTS = (
+    "SELECT e.cursor, e.sequence, e.type, e.checksum, e.body, s.name, t.name "
+    "FROM events e JOIN streams s ON s.id = e.stream JOIN streams t ON t.id = s.task"
+)
+
+
+def _execution(row: Sequence[Any]) -> tuple[Lifecycle, Progress]:
+    lifecycle, progress, name = row[:3]
+    return (
+        Lifecycle.from_dict(orjson.loads(lifecycle)),
+        Progress.from_dict(orjson.loads(progress)) if progress else Progress(execution_id=name),
+    )
+
+
+def _of(where: _Where, task_id: str | None, execution_id: str | None) -> None:
+    if execution_id is not None:
+        where.add("stream = (SELECT id FROM streams WHERE name = ?)", execution_id)
+    elif task_id is not None:
+        where.add("stream IN (SELECT id FROM streams WHERE task = (SELECT id FROM streams WHERE name = ?))", task_id)
+
+
+def _one_of(name: str, known: Sequence[str]) -> str:
+    if name not in known:
+        raise InvalidInput(f"cannot sort by {name!r}", hint=f"one of {', '.join(known)}")
+    return name
+
+
+def _go_on(where: _Where, key: str, row_id: str, order: str, token: str | None) -> None:
+    """Only what comes after the page that ended with `token`."""
+    if token is None:
+        return
+    try:
+        given, value, last = orjson.loads(base64.urlsafe_b64decode(token.encode()))
+    except (ValueError, TypeError, binascii.Error):
+        raise InvalidInput("the page token is none of ours", hint="start again without it") from None
+    if given != order or not isinstance(value, int) or not isinstance(last, int):
+        raise InvalidInput("the page token belongs to another list", hint="start again without it")
+    where.add(f"({key}, {row_id}) < (?, ?)", value, last)
+
+
+def _token(rows: Sequence[Sequence[Any]], limit: int, order: str) -> str | None:
+    if len(rows) <= limit:
+        return None
+    value, row_id = rows[limit - 1][:2]
+    return base64.urlsafe_b64encode(orjson.dumps([order, value, row_id])).decode()

@@ -1,0 +1,401 @@
+"""Writes groups of decisions: one transaction each, cursors given out, fenced decisions left out."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, assert_never
+
+from vespera_exec.errors import Fenced, VesperaError
+from vespera_exec.model.enums import EventType
+from vespera_exec.model.jsonable import clean_text
+from vespera_exec.model.ledger import Batch, IdempotencyRecord, ResultRecord, Row
+from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.progress import Progress
+from vespera_exec.model.record import TaskRecord
+from vespera_exec.store import database
+from vespera_exec.store.encoding import encode, encode_event, micros, with_cursor
+from vespera_exec.store.feed import StoredEvent
+
+_REMEMBERED = 8192
+_CHUNKS = (64, 16, 4, 1)
+_log = logging.getLogger(__name__)
+
+SqlRow = tuple[Any, ...]
+
+
+class Sample(NamedTuple):
+    """One measurement of one execution. Droppable."""
+
+    execution_id: str
+    at: datetime
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a group: its events as committed, and the decisions that were left out, by their place."""
+
+    events: list[StoredEvent]
+    refused: list[tuple[int, VesperaError]]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What one transaction will insert. Of each row the last state only."""
+
+    streams: list[SqlRow] = field(default_factory=list[SqlRow])
+    events: list[SqlRow] = field(default_factory=list[SqlRow])
+    stored: list[StoredEvent] = field(default_factory=list[StoredEvent])
+    tasks: dict[int, TaskRecord] = field(default_factory=dict[int, TaskRecord])
+    executions: dict[int, Lifecycle] = field(default_factory=dict[int, Lifecycle])
+    progress: dict[int, Progress] = field(default_factory=dict[int, Progress])
+    results: dict[int, ResultRecord] = field(default_factory=dict[int, ResultRecord])
+    keys: list[SqlRow] = field(default_factory=list[SqlRow])
+
+
+class Writer:
+    """The one connection that writes; used by one thread. `head` is the last cursor that is on disk."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            StoreUnavailable, StoreDamaged, StoreTooNew: as `database.open_for_writing`.
+        """
+        self._path = path
+        self._db = database.open_for_writing(path)
+        self._streams: dict[str, int] = {}
+        self._sequences: dict[int, int] = {}
+        self._next_stream = 1
+        self._cursor = 0
+        self._pages = 0
+        self._checkpoint_failed = False
+        self.head = 0
+        self.checkpoints = 0
+        self._recall()
+
+    @property
+    def pages_in_wal(self) -> int:
+        """An upper estimate of the pages written since the last checkpoint."""
+        return self._pages
+
+    def write(self, batches: Sequence[Batch]) -> Written:
+        """Commit them in order. A decision that breaks a constraint is left out whole; the others are written.
+
+        Raises:
+            StoreUnavailable: nothing was written (disk full, I/O error); the same call may be repeated.
+            StoreDamaged: nothing was written, and nothing will be.
+        """
+        try:
+            return Written(self._transaction(batches), [])
+        except sqlite3.Error as fault:
+            self._roll_back()
+            if not database.is_refusal(fault):
+                raise database.named(fault, self._path) from fault
+        except (Fenced, ArithmeticError, ValueError, TypeError, LookupError):
+            self._roll_back()
+        return self._one_by_one(batches)
+
+    def write_samples(self, samples: Sequence[Sample]) -> int:
+        """Commit measurements; returns how many were kept. Those of unknown executions are dropped."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            rows = [
+                (stream, micros(sample.at), sample.metric, sample.value)
+                for sample in samples
+                if (stream := self._known(sample.execution_id)) is not None
+            ]
+            self._insert(_SAMPLES, rows)
+            self._db.execute("COMMIT")
+        except (sqlite3.Error, ArithmeticError, ValueError, TypeError):
+            self._roll_back()
+            return 0
+        self._pages += 4 + len(rows) // 30
+        return len(rows)
+
+    def checkpoint(self, mode: str = "PASSIVE") -> int:
+        """Move what is committed into the database file; returns the pages that a reader kept in the WAL.
+
+        PASSIVE waits for nobody. Never in the way of a commit: it is called when the acknowledgements are out.
+        """
+        try:
+            _, pages, moved = self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except sqlite3.Error as fault:
+            if not self._checkpoint_failed:
+                _log.warning("A checkpoint failed and will be repeated: %s", fault)
+            self._checkpoint_failed = True
+            return self._pages
+        self._checkpoint_failed = False
+        self.checkpoints += 1
+        self._pages = max(0, pages - moved)
+        return self._pages
+
+    def limit_pages(self, pages: int) -> None:
+        """The database file may grow to so many pages; beyond, writing fails as on a full disk."""
+        self._db.execute(f"PRAGMA max_page_count = {pages:d}")
+
+    def close(self) -> None:
+        """Leaves no WAL behind, and says that the file was closed properly."""
+        try:
+            database.mark_clean(self._db, clean=True)
+            self.checkpoint("TRUNCATE")
+        except sqlite3.Error as fault:
+            _log.warning("The database was not closed cleanly and will be checked when next opened: %s", fault)
+        finally:
+            self._db.close()
+
+    # one transaction
+
+    def _transaction(self, batches: Sequence[Batch]) -> list[StoredEvent]:
+        self._db.execute("BEGIN IMMEDIATE")
+        stored = self._put(batches)
+        self._db.execute("COMMIT")
+        self._committed(stored)
+        return stored
+
+    def _one_by_one(self, batches: Sequence[Batch]) -> Written:
+        stored: list[StoredEvent] = []
+        refused: list[tuple[int, VesperaError]] = []
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for place, batch in enumerate(batches):
+                self._db.execute("SAVEPOINT decision")
+                try:
+                    stored += self._put([batch])
+                except (Fenced, ArithmeticError, ValueError, TypeError, LookupError) as fault:
+                    refused.append((place, fault if isinstance(fault, Fenced) else database.refusal(fault)))
+                    self._undo_decision()
+                except sqlite3.Error as fault:
+                    if not database.is_refusal(fault):
+                        raise
+                    refused.append((place, database.refusal(fault)))
+                    self._undo_decision()
+                self._db.execute("RELEASE decision")
+            self._db.execute("COMMIT")
+        except sqlite3.Error as fault:
+            self._roll_back()
+            raise database.named(fault, self._path) from fault
+        self._committed(stored)
+        return Written(stored, refused)
+
+    def _committed(self, stored: list[StoredEvent]) -> None:
+        if stored:
+            self.head = stored[-1].cursor
+        self._pages += 8 + sum(len(event.body) for event in stored) // 1024
+        if len(self._streams) > _REMEMBERED:
+            self._forget()
+
+    def _undo_decision(self) -> None:
+        self._db.execute("ROLLBACK TO decision")
+        self._recall()
+
+    def _roll_back(self) -> None:
+        # After some faults SQLite has rolled back by itself, after others it cannot say so.
+        with suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        with suppress(sqlite3.Error):
+            self._recall()
+
+    def _recall(self) -> None:
+        """Know only what the database knows: what a rolled-back transaction taught is forgotten with it."""
+        self._forget()
+        try:
+            (self._cursor,) = self._db.execute("SELECT coalesce(max(cursor), 0) FROM events").fetchone()
+            (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM streams").fetchone()
+        except sqlite3.DatabaseError as fault:
+            raise database.named(fault, self._path) from fault
+        self._next_stream = last + 1
+        if not self._db.in_transaction:
+            self.head = self._cursor
+
+    def _forget(self) -> None:
+        self._streams.clear()
+        self._sequences.clear()
+
+    def _put(self, batches: Sequence[Batch]) -> list[StoredEvent]:
+        rows = _Rows()
+        cursor = self._cursor
+        for batch in batches:
+            for event in batch.events:
+                stream = self._stream(rows, event.stream, event.task_id)
+                expected = self._last_sequence(stream) + 1
+                if event.sequence != expected:
+                    raise Fenced(
+                        f"Event {event.sequence} of {event.stream} is not the next one, {expected} is",
+                        hint="another owner continued this log; read its state again",
+                    )
+                self._sequences[stream] = expected
+                cursor += 1
+                body = encode_event(event)
+                kind = event.event_type.value
+                ends = (
+                    event.event_type is EventType.STATUS_CHANGE
+                    and event.new_status is not None
+                    and event.new_status.is_terminal
+                )
+                at = micros(event.timestamp)
+                rows.events.append((cursor, stream, expected, kind, at, int(ends), zlib.crc32(body), body))
+                rows.stored.append(
+                    StoredEvent(
+                        cursor, kind, event.task_id, event.execution_id, expected, with_cursor(body, cursor)
+                    )
+                )  # fmt: skip
+            for row in batch.rows:
+                self._take(rows, row)
+        self._flush(rows)
+        self._cursor = cursor
+        return rows.stored
+
+    def _take(self, rows: _Rows, row: Row) -> None:
+        match row:
+            case Progress():
+                rows.progress[self._stream(rows, row.execution_id, "")] = row
+            case Lifecycle():
+                rows.executions[self._stream(rows, row.execution_id, row.task_id)] = row
+            case TaskRecord():
+                rows.tasks[self._stream(rows, row.task_id, row.task_id)] = row
+            case ResultRecord():
+                rows.results[self._stream(rows, row.execution_id, "")] = row
+            case IdempotencyRecord():
+                rows.keys.append((row.principal, row.operation, row.key, row.task_id, row.run_id))
+            case _:
+                assert_never(row)
+
+    def _flush(self, rows: _Rows) -> None:
+        # Made before the streams are inserted, because they may name new ones.
+        tasks = [self._task_row(rows, *each) for each in rows.tasks.items()]
+        executions = [self._execution_row(rows, *each) for each in rows.executions.items()]
+        self._insert(_STREAMS, rows.streams)
+        self._insert(_EVENTS, rows.events)
+        self._insert(_TASKS, tasks)
+        self._insert(_EXECUTIONS, executions)
+        self._insert(_PROGRESS, [_progress_row(*each) for each in rows.progress.items()])
+        self._insert(_RESULTS, [_result_row(*each) for each in rows.results.items()])
+        self._insert(_KEYS, rows.keys)
+
+    def _insert(self, statement: _Statement, rows: Sequence[SqlRow]) -> None:
+        """A few long INSERTs: beside a busy loop, each single one would wait for the interpreter's lock."""
+        begin = 0
+        for size in _CHUNKS:
+            while len(rows) - begin >= size:
+                values = list(chain.from_iterable(rows[begin : begin + size]))
+                self._db.execute(_sql(statement, size), values)
+                begin += size
+
+    # names and counters
+
+    def _known(self, name: str) -> int | None:
+        known = self._streams.get(name)
+        if known is None:
+            found = self._db.execute("SELECT id FROM streams WHERE name = ?", (name,)).fetchone()
+            if found is not None:
+                known = self._streams[name] = found[0]
+        return known
+
+    def _stream(self, rows: _Rows, name: str, task: str) -> int:
+        """The integer that stands for an id; a new one where it was never seen."""
+        known = self._streams.get(name) or self._known(name)
+        if known is not None:
+            return known
+        of_task = self._stream(rows, task, task) if task != name else None
+        known = self._streams[name] = self._next_stream
+        self._next_stream += 1
+        self._sequences[known] = 0
+        rows.streams.append((known, clean_text(name), of_task or known))
+        return known
+
+    def _last_sequence(self, stream: int) -> int:
+        last = self._sequences.get(stream)
+        if last is None:
+            found = self._db.execute("SELECT max(sequence) FROM events WHERE stream = ?", (stream,)).fetchone()
+            last = self._sequences[stream] = found[0] or 0
+        return last
+
+    # rows
+
+    def _task_row(self, rows: _Rows, stream: int, task: TaskRecord) -> SqlRow:
+        shown = task.current_execution_id or task.last_execution_id
+        return (
+            stream,
+            clean_text(task.title),
+            task.assigned_role,
+            task.status.value,
+            task.priority,
+            task.principal,
+            micros(task.created_at) or 0,
+            micros(task.updated_at) or 0,
+            self._stream(rows, shown, task.task_id) if shown else None,
+            encode(task.to_dict()).decode(),
+        )
+
+    def _execution_row(self, rows: _Rows, stream: int, life: Lifecycle) -> SqlRow:
+        code = life.error.get("code")
+        return (
+            stream,
+            self._stream(rows, life.task_id, life.task_id),
+            life.run_id,
+            life.attempt,
+            life.role_name,
+            life.status.value,
+            int(life.status.is_terminal),
+            life.priority,
+            life.owner,
+            life.generation,
+            micros(life.created_at),
+            micros(life.started_at),
+            micros(life.completed_at),
+            round(life.active_seconds * 1e6),
+            round(life.queue_seconds * 1e6),
+            code if isinstance(code, str) else None,
+            encode(life.to_dict()).decode(),
+        )
+
+
+def _progress_row(stream: int, progress: Progress) -> SqlRow:
+    message = clean_text(progress.overall.message)
+    return (stream, progress.percentage, message, encode(progress.to_dict()).decode())
+
+
+def _result_row(stream: int, result: ResultRecord) -> SqlRow:
+    return (stream, int(result.truncated), len(result.body), result.body)
+
+
+class _Statement(NamedTuple):
+    table: str
+    columns: str
+    updates: bool = False
+
+
+_STREAMS = _Statement("streams", "id, name, task")
+_EVENTS = _Statement("events", "cursor, stream, sequence, type, at, ends, checksum, body")
+_TASKS = _Statement("tasks", "id, title, role, status, priority, principal, created, updated, shown, doc", updates=True)
+_EXECUTIONS = _Statement(
+    "executions",
+    "id, task, run, attempt, role, status, ended, priority, owner, generation, created, started, completed, "
+    "active_us, queue_us, error_code, doc",
+    updates=True,
+)
+_PROGRESS = _Statement("progress", "id, percentage, message, doc", updates=True)
+_RESULTS = _Statement("results", "id, truncated, size, body", updates=True)
+_KEYS = _Statement("idempotency", "principal, operation, key, task_id, run_id")
+_SAMPLES = _Statement("samples", "execution, at, metric, value")
+
+
+@cache
+def _sql(statement: _Statement, rows: int) -> str:
+    names = statement.columns.split(", ")
+    row = f"({', '.join('?' * len(names))})"
+    sql = f"INSERT INTO {statement.table} ({statement.columns}) VALUES {', '.join([row] * rows)}"
+    if statement.updates:
+        sql += f" ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names[1:])}"
+    return sql

@@ -57,6 +57,17 @@ async def done(vespera: Vespera, task_id: str, seconds: float = 20) -> Any:
             cursor = page.next_cursor
 
 
+async def working(vespera: Vespera, task_id: str) -> None:
+    """Returns once its work has begun."""
+    cursor = 0
+    with anyio.fail_after(20):
+        while True:
+            page = await vespera.read_events(ME, task_id, cursor=cursor, wait_ms=5000)
+            if any(event["status"]["new"] == "running" for event in page.events):
+                return
+            cursor = page.next_cursor
+
+
 async def event_types(vespera: Vespera, any_id: str) -> list[str]:
     page = await vespera.read_events(ME, any_id, max_events=1000)
     return [event["type"] for event in page.events]
@@ -273,6 +284,7 @@ async def test_a_callable_that_stops_on_its_token_is_cancelled_by_it(vespera: Ve
 
     vespera.roles.add(in_loop("polite", polite))
     handle = await vespera.execute_task(ME, Execute(title="polite", role="polite"))
+    await working(vespera, handle.task_id)
     answer = await vespera.cancel(ME, handle.task_id, wait_ms=8000)
     assert (answer.status, answer.rung) == ("cancelled", "token")
 
@@ -294,6 +306,7 @@ async def test_a_callable_that_swallows_its_cancellation_is_fenced_off_and_calle
 
     vespera.roles.add(in_loop("stubborn", stubborn, grace_seconds=0.2))
     handle = await vespera.execute_task(ME, Execute(title="stubborn", role="stubborn"))
+    await working(vespera, handle.task_id)
     began = time.monotonic()
     answer = await vespera.cancel(ME, handle.task_id, wait_ms=10_000)
     assert (answer.status, answer.rung) == ("cancelled", "abandoned")

@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import anyio
+
 from roles.registry import RoleRegistry
 from vespera_exec import paths
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.starting import Starter
 from vespera_exec.app.tasks import LiveTasks
 from vespera_exec.engine.engine import Engine, EngineOptions
-from vespera_exec.engine.processes import become_subreaper, sweep
+from vespera_exec.engine.proctree import become_subreaper, sweep
 from vespera_exec.engine.running import Job
 from vespera_exec.model.clock import SYSTEM_CLOCK
 from vespera_exec.monitoring.sampler import UsageSampler
@@ -45,7 +47,8 @@ async def opened(
         adopts = purpose == "daemon" and become_subreaper()
         async with Store.open(settings) as store:
             unfinished = await store.queries.unfinished()
-            left = sweep([life.execution_id for life, _ in unfinished])
+            dead = [life.execution_id for life, _ in unfinished]
+            left = await anyio.to_thread.run_sync(sweep, dead) if dead else 0
             if left:
                 _log.warning("Ended %d processes that a dead owner had left", left)
             roles = RoleRegistry.load(settings.roles_dir)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +49,7 @@ _END_OF_RUN = frozenset(
 )
 _MAX_EVENTS = 1000
 _HISTORY = 10
+_SETTLING_SECONDS = 1.0
 
 
 class Vespera:
@@ -429,8 +430,10 @@ class Vespera:
         )
 
     def _is_done(self, found: Found) -> bool:
-        """The run that is meant has ended, and its end is on disk."""
-        if found.life is None or not found.life.status.is_terminal:
+        """The run that is meant has ended, and its end is on disk; also where there was none."""
+        if found.life is None:
+            return True
+        if not found.life.status.is_terminal:
             return False
         run = self._engine.run_of(found.record.task_id)
         if run is None:
@@ -450,29 +453,40 @@ class Vespera:
         deadline = self._clock.monotonic() + max(0, min(wait_ms, 25_000)) / 1000
         while True:
             # Judged before reading: an end that was on disk then is among the events read now.
-            done = self._is_done(found) or found.life is None
+            done = self._is_done(found)
             events = await self._store.feed.read(
                 after=cursor, task_id=task_id, execution_id=execution_id, limit=max_events
             )
             left = deadline - self._clock.monotonic()
-            if not done and events and events[-1].event_type in _END_OF_RUN:
-                if (run := self._engine.run_of(task_id)) is not None:
-                    with anyio.move_on_after(1):
-                        await run.done.wait()
-                found = await self._tasks.find(any_id)
-                done = self._is_done(found)
-                if done:
-                    more = await self._store.feed.read(
-                        after=events[-1].cursor, task_id=task_id, execution_id=execution_id, limit=max_events
-                    )
-                    events, done = [*events, *more][:max_events], len(events) + len(more) <= max_events
-            elif len(events) >= max_events:
-                done = False
-            status = found.life.status.value if found.life else None
-            if events or done or left <= 0:
-                return events, done and found.life is not None, status
-            await self._store.feed.wait(after=cursor, task_id=task_id, execution_id=execution_id, timeout=left)
+            if not done and any(event.event_type in _END_OF_RUN for event in events):
+                # The run is settled a moment after its last event: one call less for who waits for the end.
+                left = min(left, _SETTLING_SECONDS) if left > 0 else _SETTLING_SECONDS
+            elif events or done or left <= 0:
+                status = found.life.status.value if found.life else None
+                return events, done and len(events) < max_events, status
+            settled = await self._news(task_id, execution_id, events[-1].cursor if events else cursor, left)
             found = await self._tasks.find(any_id)
+            if not settled and events:
+                return events, False, found.life.status.value if found.life else None
+
+    async def _news(self, task_id: str, execution_id: str | None, after: int, seconds: float) -> bool:
+        """True once there is an event after `after`, or the run is done, within `seconds`."""
+        run = self._engine.run_of(task_id)
+        if run is None:
+            return True
+        heard = False
+
+        async with anyio.create_task_group() as group:
+
+            async def wait(what: Awaitable[object]) -> None:
+                nonlocal heard
+                heard = bool(await what) or run.done.is_set()
+                group.cancel_scope.cancel()
+
+            feed = self._store.feed.wait(after=after, task_id=task_id, execution_id=execution_id, timeout=seconds)
+            group.start_soon(wait, feed)
+            group.start_soon(wait, run.done.wait())
+        return heard
 
     async def _summary(self, found: Found, *, detail: bool) -> views.Summary:
         assert found.life is not None

@@ -36,10 +36,7 @@ def parse_inputs(given: Iterable[str], schema: Mapping[str, Json] | None = None)
             raise InvalidInput(f"not an input: {each[:80]!r}", hint=_HINT)
         name, value = found["name"], found["value"]
         spec: dict[str, Json] = properties.get(name) or {}
-        if found["how"] == ":=":
-            read = _json(name, value)
-        else:
-            read = _typed(_text(name, value), spec)
+        read = _json(name, value) if found["how"] == ":=" else _typed(_text(name, value), spec)
         if name not in inputs:
             inputs[name] = read
         elif spec.get("type") == "array" and found["how"] == "=":

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vespera_exec.cli import output
+from vespera_exec.cli.state import ENDED
 from vespera_exec.cli.text import cells, duration, percent, shown
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Footer:
     the column cannot be known, it waits for the next line.
     """
 
+    moving = True
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._console = Console(file=self._stream, force_terminal=True, highlight=False)
@@ -41,9 +44,12 @@ class Footer:
 
     def update(self, state: Shown) -> None:
         column = cursor_column(self._tail, self._width)
+        if state.status in ENDED:
+            self._clear()
+            return
         if column is None:
             return
-        text = self._render(state)
+        text = self.render(state)
         if column == 0:
             self._write(f"\r\x1b[2K{text}\r")
         else:
@@ -70,18 +76,19 @@ class Footer:
             self._write("\n")
             self._tail = ""
 
+    def render(self, state: Shown) -> str:
+        """The footer as a line of text."""
+        width = self._width - 1  # the last column would make the terminal wrap
+        with self._console.capture() as captured:
+            self._console.print(_line(state, self._spinner, width), width=width, end="", crop=True, no_wrap=True)
+        return captured.get().rstrip("\n").split("\n")[0]
+
     @property
     def _width(self) -> int:
         try:
             return max(os.get_terminal_size(self._stream.fileno()).columns, 20)
         except OSError:
             return 80
-
-    def _render(self, state: Shown) -> str:
-        width = self._width - 1  # the last column would make the terminal wrap
-        with self._console.capture() as captured:
-            self._console.print(_line(state, self._spinner, width), width=width, end="", crop=True, no_wrap=True)
-        return captured.get().rstrip("\n").split("\n")[0]
 
     def _clear(self) -> None:
         if self._drawn_at is None:

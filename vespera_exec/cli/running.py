@@ -29,16 +29,14 @@ _STEP_PERCENT = 5
 
 
 class Display(Protocol):
-    """Where progress is shown, beside the work's own output."""
+    """Where progress is shown, beside the work's own output. A `moving` one wants to be updated all the time."""
 
+    @property
+    def moving(self) -> bool: ...
     def update(self, state: Shown) -> None: ...
     def output(self, stream: TextIO, text: str) -> None: ...
     def say(self, text: str) -> None: ...
     def close(self) -> None: ...
-
-
-class Detached(Exception):
-    """The second Ctrl-C: leave at once, whatever the work does."""
 
 
 class ReaderGone(Exception):
@@ -47,6 +45,8 @@ class ReaderGone(Exception):
 
 class Lines:
     """Progress as lines on stderr: one per status, phase and 5 %; none when `quiet`."""
+
+    moving = False
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -112,8 +112,8 @@ class Interrupts:
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        if self.count > 2:
-            raise KeyboardInterrupt  # whatever we are stuck in
+        if self.count > 1:
+            raise KeyboardInterrupt  # leaves at once, whatever we are stuck in
 
 
 @dataclass(slots=True)
@@ -137,7 +137,6 @@ class Follower:
     display: Display
     cursor: int = 0
     cancels: bool = True
-    moving: bool = False
     done: bool = False
     _streams: list[_Stream] = field(default_factory=list[_Stream])
     _handled: int = 0
@@ -151,14 +150,14 @@ class Follower:
         """Returns when the run has ended and all its output is written.
 
         Raises:
-            Detached: Ctrl-C, where it means that.
+            KeyboardInterrupt: the second Ctrl-C, or the first where it does not cancel.
             ReaderGone: stdout was closed by its reader.
             DaemonError, DaemonUnavailable: the daemon cannot be asked any more; the work may go on.
         """
         with Polls(self.daemon) as polls:
             while not self.done or self._streams:
                 self._ask(polls)
-                arrived = polls.wait(_REFRESH_SECONDS if self.moving else 3600.0, interrupts.fileno())
+                arrived = polls.wait(_REFRESH_SECONDS if self.display.moving else 3600.0, interrupts.fileno())
                 interrupts.drain()
                 self._obey(interrupts)
                 for name, body in arrived.items():
@@ -182,7 +181,7 @@ class Follower:
                     wait_ms=LONG_WAIT_MS,
                 )
         now = time.monotonic()
-        if self.moving and not self.done and now >= self._next_status and not polls.asked("status"):
+        if self.display.moving and not self.done and now >= self._next_status and not polls.asked("status"):
             self._next_status = now + _STATUS_SECONDS
             polls.ask("status", f"/tasks/{self.task_id}", detail="true")
 
@@ -193,9 +192,7 @@ class Follower:
                     self.state.take_event(event)
                 self.cursor, self.done = body["next_cursor"], body["done"]
             case "status":
-                # One that was asked before the end must not overwrite what the end said.
-                if self.state.status not in ENDED:
-                    self.state.take_status(body)
+                self.state.take_measures(body)
             case _:
                 self._pass(next(each for each in self._streams if each.name == name), body)
         if self.done:
@@ -219,8 +216,8 @@ class Follower:
         if interrupts.count <= self._handled:
             return
         self._handled = interrupts.count
-        if not self.cancels or self._handled > 1:
-            raise Detached
+        if not self.cancels:
+            raise KeyboardInterrupt
         if self.done:
             return
         answer = self.daemon.post(f"/tasks/{self.task_id}/cancel", {"reason": "Ctrl-C"}).body

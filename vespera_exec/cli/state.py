@@ -60,21 +60,25 @@ class Shown:
                 pass
 
     def take_status(self, view: Mapping[str, Json]) -> None:
+        """All that a status says; for a start, since events that are read later may be older than it."""
         session: Mapping[str, Json] | None = view.get("session")
         if session is None:
             return
         self.status = str(view["status"])
-        self.phase = session["current_phase"] or self.phase
+        self.phase = session["current_phase"]
         progress = session["overall_progress"]
-        self.percentage = progress["percentage"]
-        self.message = progress["message"] or self.message
+        self.percentage, self.message = progress["percentage"], progress["message"]
+        self.take_measures(view)
+
+    def take_measures(self, view: Mapping[str, Json]) -> None:
+        """Of a status, what no event says: ETA, usage, and time at work."""
+        session: Mapping[str, Json] | None = view.get("session")
+        if session is None or self.status in ENDED:
+            return
         timing = session["time_tracking"]
         self.eta = eta_text(timing.get("eta"))
         self.usage = usage_text(session.get("resource_usage")) or self.usage
-        if self.status in ENDED:
-            self.elapsed_at_end = timing["elapsed_seconds"]
-        else:
-            self.began = time.monotonic() - timing["elapsed_seconds"]
+        self.began = time.monotonic() - timing["elapsed_seconds"]
 
     def line(self) -> str:
         """One line for a log: status, phase, percent, message."""

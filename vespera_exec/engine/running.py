@@ -102,6 +102,7 @@ class RunningExecution:
         self._decided = anyio.Event()
         self._outcome = Outcome(error=CancellationException("cancelled"))
         self._timed_out = False
+        self._on_the_ladder = False
         self._rung: str | None = None
 
     @property
@@ -117,12 +118,14 @@ class RunningExecution:
         processes and concludes nothing: that is how an owner goes.
         """
         loop = asyncio.get_running_loop()
-        token = self.job.session.cancellation_token or CancellationToken()
+        requested = self.job.session.cancellation_token or CancellationToken()
+        # The work's own token: a timeout cancels the work, but it is no request to cancel the execution.
+        token = requested.child()
         
         def wake(_: CancellationToken) -> None:
             loop.call_soon_threadsafe(self._cancelled.set)
 
-        undo = token.on_cancel(wake)
+        undo = requested.on_cancel(wake)
         try:
             async with self._launcher:
                 group.start_soon(self._run_work, self._work(token))
@@ -165,11 +168,13 @@ class RunningExecution:
             self._outcome = Outcome(error=error)
         finally:
             self._ended.set()
-            self._decided.set()
+            if not self._on_the_ladder:
+                self._decided.set()
 
     async def _watch(self, token: CancellationToken) -> None:
         """Waits for a cancel or the timeout, then goes down the ladder until the work has ended."""
         await self._until_stopped()
+        self._on_the_ladder = True  # from here on only the ladder says when it is over, and by which rung
         await self._before_ladder()
         if self._timed_out:
             token.cancel(f"Timeout after {self.job.policy.timeout_seconds:g} seconds of work")

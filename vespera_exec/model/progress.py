@@ -196,7 +196,9 @@ class Progress:
 
     def _changed(self, event: ExecutionEvent) -> Progress:
         if event.new_status is ExecutionStatus.COMPLETED:
-            overall = ProgressState(current=100.0, message=self.overall.message, updated_at=event.timestamp)
+            overall = ProgressState(
+                current=100.0, message=event.message or self.overall.message, updated_at=event.timestamp
+            )
             return replace(self, overall=overall, reached=100.0, completed=True, sequence=event.sequence)
         if event.old_status is ExecutionStatus.IDLE and self.overall is _UNTOUCHED:
             return replace(self, overall=ProgressState(updated_at=event.timestamp), sequence=event.sequence)

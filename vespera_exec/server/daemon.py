@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
-from anyio.abc import CancelScope
+from anyio import CancelScope
 
 from vespera_exec import paths
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.tokens import default_token
+from vespera_exec.app.views import DaemonView
 from vespera_exec.errors import VesperaError
 from vespera_exec.server import logs
 from vespera_exec.server.connections import Connection, McpSocket, serve_connection, serve_mcp_socket
 from vespera_exec.server.http.app import build_http_app
-from vespera_exec.app.views import DaemonView
 from vespera_exec.server.listeners import HttpListeners, serve_http
 from vespera_exec.server.mcp.adapter import lowlevel
 from vespera_exec.server.mcp.http import mcp_over_http

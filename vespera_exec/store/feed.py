@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 import orjson
@@ -21,8 +20,7 @@ _PAGE = 500
 _cursor_of = attrgetter("cursor")
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
+class StoredEvent(NamedTuple):
     """A committed event. `body` is its JSON in UTF-8, `cursor` included, encoded once for all who read it."""
 
     cursor: int
@@ -141,7 +139,7 @@ class Feed:
         types: Collection[str] | None = None,
         limit: int = _PAGE,
     ) -> list[StoredEvent]:
-        """Up to `limit` events after the cursor `after`, in order: of all, of a task with all its executions, or of one.
+        """Up to `limit` events after `after`, in order: of all, of a task with its executions, or of one execution.
 
         Raises:
             StoreDamaged: an event does not match its checksum.

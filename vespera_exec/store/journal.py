@@ -18,7 +18,7 @@ import anyio
 from vespera_exec.errors import StoreError, StoreUnavailable, VesperaError
 from vespera_exec.model.ledger import Batch
 from vespera_exec.store.feed import StoredEvent
-from vespera_exec.store.writer import Sample, Writer
+from vespera_exec.store.writer import Decision, Sample, Writer, prepared
 
 _GROUP = 4096
 """Decisions in one transaction at most."""
@@ -57,19 +57,11 @@ class _Counts:
     dropped_samples: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A decision, and who made it: the asyncio task, or the thread where there was none."""
-
-    batch: Batch
-    owner: object
-
-
-@dataclass(slots=True)
-class _Syncer:
-    ticket: int
-    owner: object
-    future: asyncio.Future[int]
+# Plain tuples: one of each is made for every append and sync.
+_Waiting = tuple[Decision, object]
+"""A decision, and who made it: the asyncio task, or the thread where there was none."""
+_Syncer = tuple[int, object, asyncio.Future[int]]
+"""The ticket that it waits for, who it is, and how it is told."""
 
 
 @dataclass(slots=True)
@@ -169,11 +161,12 @@ class Journal:
         """
         on_loop = threading.get_ident() == self._loop_thread
         owner = asyncio.current_task(self._loop) if on_loop else threading.get_ident()
+        waiting = (prepared(batch), owner)
         with self._lock:
             if self._broken is not None:
                 raise _again(self._broken)
             self._appended += 1
-            self._queue.append(_Waiting(batch, owner))
+            self._queue.append(waiting)
         if not self._wake.is_set():
             self._wake.set()
 
@@ -196,16 +189,17 @@ class Journal:
             StoreUnavailable: it cannot be written now. It stays queued, and is written when it can be.
         """
         owner = asyncio.current_task()
-        with self._lock:
-            refused = self._refused.pop(owner, None)
-            ticket = self._appended
-        if refused is not None:
-            raise refused
+        if self._refused:
+            with self._lock:
+                refused = self._refused.pop(owner, None)
+            if refused is not None:
+                raise refused
+        ticket = self._appended
         if ticket <= self._settled:
             return self._head
         self.check_writable()
         future: asyncio.Future[int] = self._loop.create_future()
-        self._syncers.append(_Syncer(ticket, owner, future))
+        self._syncers.append((ticket, owner, future))
         if not self._shipping:
             # Whoever else waits in this turn of the loop joins the same commit.
             self._shipping = True
@@ -266,15 +260,14 @@ class Journal:
         if self._publish is not None and events:
             self._publish(events)
         errors = dict(refused)
-        while self._syncers and self._syncers[0].ticket <= ticket:
-            syncer = self._syncers.popleft()
-            error = errors.pop(syncer.owner, None)
-            if syncer.future.done():
+        while self._syncers and self._syncers[0][0] <= ticket:
+            _, owner, future = self._syncers.popleft()
+            if future.done():
                 continue
-            if error is not None:
-                syncer.future.set_exception(error)
+            if errors and (error := errors.pop(owner, None)) is not None:
+                future.set_exception(error)
             else:
-                syncer.future.set_result(self._head)
+                future.set_result(self._head)
         self._keep_refusals(errors)
 
     def _keep_refusals(self, errors: dict[object, VesperaError]) -> None:
@@ -290,7 +283,7 @@ class Journal:
 
     def _fail_syncers(self, error: StoreError) -> None:
         while self._syncers:
-            future = self._syncers.popleft().future
+            _, _, future = self._syncers.popleft()
             if not future.done():
                 future.set_exception(_again(error))
 
@@ -387,8 +380,8 @@ class Journal:
     def _write(self, writer: Writer, group: list[_Waiting], ticket: int) -> None:
         refused: list[tuple[object, VesperaError]] = []
         if group:
-            written = writer.write([waiting.batch for waiting in group])
-            refused = [(group[place].owner, error) for place, error in written.refused]
+            written = writer.write([decision for decision, _ in group])
+            refused = [(group[place][1], error) for place, error in written.refused]
             self._head = writer.head
             self._counts.events += len(written.events)
             self._counts.groups += 1

@@ -122,7 +122,7 @@ class Output:
         self._pending_bytes = 0
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._written = {tag: 0 for tag in _STREAMS.values()}
+        self._written = dict.fromkeys(_STREAMS.values(), 0)
         self._numbers: list[int] | None = None
         self._file: int | None = None
         self._room = 0
@@ -365,7 +365,7 @@ class _Record:
     def __init__(self, segments: list[_Segment], tags: Sequence[bytes]) -> None:
         self._segments = segments
         self._tags = tags
-        self._gaps: dict[int, int] = {}
+        self._gaps: dict[int, int] = {0: segments[0].start(tags)} if segments else {}
         for before, after in pairwise(segments):
             if after.number != before.number + 1:
                 end = before.start(tags) + len(before.of(*tags))
@@ -390,7 +390,12 @@ class _Record:
                 continue
             if size >= limit or (size and self.missing_at(offset + size)):
                 break
-            data = segment.of(*self._tags)[max(0, offset + size - segment.start(self._tags)) :]
+            start = segment.start(self._tags)
+            if start > offset + size:  # the one before was deleted after it had been listed
+                if size:
+                    break
+                offset = start
+            data = segment.of(*self._tags)[offset + size - start :]
             found.append(data[: limit - size])
             size += len(found[-1])
         return offset, b"".join(found)

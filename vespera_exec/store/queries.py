@@ -175,7 +175,8 @@ class Queries:
             return None
         sql = (
             "SELECT s.name, t.name FROM streams s JOIN streams t ON t.id = s.task WHERE {} AND "
-            "(EXISTS (SELECT 1 FROM tasks WHERE id = s.id) OR EXISTS (SELECT 1 FROM executions WHERE id = s.id)) LIMIT 3"
+            "(EXISTS (SELECT 1 FROM tasks WHERE id = s.id) OR EXISTS (SELECT 1 FROM executions WHERE id = s.id)) "
+            "LIMIT 3"
         )
         rows = await self._rows(sql.format("s.name = ?"), given)
         if not rows and len(given) >= PREFIX_LENGTH:
@@ -235,7 +236,7 @@ class Queries:
         limit: int = 50,
         page_token: str | None = None,
     ) -> Page[TaskRow]:
-        """Tasks, highest of `sort` first. `text` is looked for in titles and descriptions, `since` is of the last change.
+        """Tasks, highest of `sort` first. `text` is sought in titles and descriptions, `since` is of the last change.
 
         Raises:
             InvalidInput: `page_token` is none of ours, or of another order.
@@ -385,7 +386,8 @@ class Queries:
         if types is not None:
             where.add(f"type IN ({', '.join('?' * len(types))})", *map(str, types))
         rows = await self._rows(
-            f"{_EVENTS} WHERE e.cursor IN (SELECT cursor FROM events {where} ORDER BY cursor LIMIT ?) ORDER BY e.cursor",
+            f"{_EVENTS} WHERE e.cursor IN (SELECT cursor FROM events {where} ORDER BY cursor LIMIT ?) "
+            "ORDER BY e.cursor",
             *where.values, limit,
         )  # fmt: skip
         return self._stored(rows)

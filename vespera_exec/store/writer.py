@@ -41,6 +41,41 @@ class Sample(NamedTuple):
     value: float
 
 
+# A plain tuple: one is made for every event.
+_Fact = tuple[str, str, str | None, int, str, int | None, bool, int, bytes]
+"""Stream, task, execution, sequence, type, stamp, whether it ends the execution, checksum, body."""
+
+
+class Decision(NamedTuple):
+    """A batch, its events encoded."""
+
+    facts: list[_Fact]
+    rows: tuple[Row, ...]
+
+
+def prepared(batch: Batch) -> Decision:
+    """Encode a batch, where it is decided: the writer's thread, which shares the interpreter, has less to do."""
+    facts: list[_Fact] = []
+    for event in batch.events:
+        body = encode_event(event)
+        facts.append(
+            (
+                event.execution_id or event.task_id,
+                event.task_id,
+                event.execution_id,
+                event.sequence,
+                event.event_type._value_,
+                micros(event.timestamp),
+                event.event_type is EventType.STATUS_CHANGE
+                and event.new_status is not None
+                and event.new_status.is_terminal,
+                zlib.crc32(body),
+                body,
+            )
+        )
+    return Decision(facts, batch.rows)
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """What became of a group: its events as committed, and the decisions that were left out, by their place."""
@@ -88,7 +123,7 @@ class Writer:
         """An upper estimate of the pages written since the last checkpoint."""
         return self._pages
 
-    def write(self, batches: Sequence[Batch]) -> Written:
+    def write(self, decisions: Sequence[Decision]) -> Written:
         """Commit them in order. A decision that breaks a constraint is left out whole; the others are written.
 
         Raises:
@@ -96,14 +131,14 @@ class Writer:
             StoreDamaged: nothing was written, and nothing will be.
         """
         try:
-            return Written(self._transaction(batches), [])
+            return Written(self._transaction(decisions), [])
         except sqlite3.Error as fault:
             self._roll_back()
             if not database.is_refusal(fault):
                 raise database.named(fault, self._path) from fault
         except (Fenced, ArithmeticError, ValueError, TypeError, LookupError):
             self._roll_back()
-        return self._one_by_one(batches)
+        return self._one_by_one(decisions)
 
     def write_samples(self, samples: Sequence[Sample]) -> int:
         """Commit measurements; returns how many were kept. Those of unknown executions are dropped."""
@@ -155,22 +190,22 @@ class Writer:
 
     # one transaction
 
-    def _transaction(self, batches: Sequence[Batch]) -> list[StoredEvent]:
+    def _transaction(self, decisions: Sequence[Decision]) -> list[StoredEvent]:
         self._db.execute("BEGIN IMMEDIATE")
-        stored = self._put(batches)
+        stored = self._put(decisions)
         self._db.execute("COMMIT")
         self._committed(stored)
         return stored
 
-    def _one_by_one(self, batches: Sequence[Batch]) -> Written:
+    def _one_by_one(self, decisions: Sequence[Decision]) -> Written:
         stored: list[StoredEvent] = []
         refused: list[tuple[int, VesperaError]] = []
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            for place, batch in enumerate(batches):
+            for place, decision in enumerate(decisions):
                 self._db.execute("SAVEPOINT decision")
                 try:
-                    stored += self._put([batch])
+                    stored += self._put([decision])
                 except (Fenced, ArithmeticError, ValueError, TypeError, LookupError) as fault:
                     refused.append((place, fault if isinstance(fault, Fenced) else database.refusal(fault)))
                     self._undo_decision()
@@ -222,35 +257,25 @@ class Writer:
         self._streams.clear()
         self._sequences.clear()
 
-    def _put(self, batches: Sequence[Batch]) -> list[StoredEvent]:
+    def _put(self, decisions: Sequence[Decision]) -> list[StoredEvent]:
         rows = _Rows()
         cursor = self._cursor
-        for batch in batches:
-            for event in batch.events:
-                stream = self._stream(rows, event.stream, event.task_id)
-                expected = self._last_sequence(stream) + 1
-                if event.sequence != expected:
+        for decision in decisions:
+            for stream_name, task_id, execution_id, sequence, kind, at, ends, checksum, body in decision.facts:
+                stream = self._streams.get(stream_name) or self._stream(rows, stream_name, task_id)
+                last = self._sequences.get(stream)
+                if sequence != (self._last_sequence(stream) if last is None else last) + 1:
                     raise Fenced(
-                        f"Event {event.sequence} of {event.stream} is not the next one, {expected} is",
+                        f"Event {sequence} of {stream_name} does not follow the last one, {self._sequences[stream]}",
                         hint="another owner continued this log; read its state again",
                     )
-                self._sequences[stream] = expected
+                self._sequences[stream] = sequence
                 cursor += 1
-                body = encode_event(event)
-                kind = event.event_type.value
-                ends = (
-                    event.event_type is EventType.STATUS_CHANGE
-                    and event.new_status is not None
-                    and event.new_status.is_terminal
-                )
-                at = micros(event.timestamp)
-                rows.events.append((cursor, stream, expected, kind, at, int(ends), zlib.crc32(body), body))
+                rows.events.append((cursor, stream, sequence, kind, at, ends, checksum, body))
                 rows.stored.append(
-                    StoredEvent(
-                        cursor, kind, event.task_id, event.execution_id, expected, with_cursor(body, cursor)
-                    )
-                )  # fmt: skip
-            for row in batch.rows:
+                    StoredEvent(cursor, kind, task_id, execution_id, sequence, with_cursor(body, cursor))
+                )
+            for row in decision.rows:
                 self._take(rows, row)
         self._flush(rows)
         self._cursor = cursor

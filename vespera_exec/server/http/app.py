@@ -95,11 +95,14 @@ def build_http_app(
     only after the app was built.
     """
     api = _Api(vespera, describe or vespera.describe)
-    return Starlette(
+    app = Starlette(
         routes=[*api.routes(), *mcp_routes],
         exception_handlers={HTTPException: _no_such_route},
         lifespan=lifespan,
     )
+    # A redirect would be built from the Host header, and loses the body of a POST with some clients.
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Api:

@@ -77,11 +77,11 @@ class _SseSessions:
             session.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        unfinished = False
 
         async def sending(message: Message) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
+            nonlocal unfinished
+            unfinished = message["type"] == "http.response.start" or message.get("more_body", False)
             await send(message)
 
         with anyio.CancelScope() as session:
@@ -91,6 +91,6 @@ class _SseSessions:
                     await self._low.run(read, write, self._low.create_initialization_options())
             finally:
                 self._open.discard(session)
-        if session.cancelled_caught and begun:
-            # An orderly end of the stream: the HTTP server would call it an error of ours.
+        if unfinished:
+            # An orderly end of the stream; without it the HTTP server would report a fault of ours.
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import anyio
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 Report = Callable[[float, str], Awaitable[None]]
 """Tells the client that the call has come to (progress, message); does nothing where it did not ask."""
 
-HEARTBEAT_SECONDS = 10.0
+# Twice this is still less than the 15 s after which somebody should have heard something.
+HEARTBEAT_SECONDS = 7.0
 _MESSAGE_CHARACTERS = 200
 
 
@@ -37,9 +39,10 @@ class Overlay:
     beats: int = 0
 
     async def show(self, page: EventPage) -> None:
-        """Each event of the page; of progress reports in a row, only the last."""
-        for position, event in enumerate(page.events):
-            following = page.events[position + 1] if position + 1 < len(page.events) else None
+        """Each event of the executions; of progress reports in a row, only the last."""
+        news = [event for event in page.events if event["execution_id"]]
+        for event, following in pairwise([*news, None]):
+            assert event is not None
             if following is not None and _is_progress(event) and _is_progress(following):
                 continue
             self.cursor, self.beats, self.said = event["cursor"], 0, line(event)
@@ -96,8 +99,8 @@ def line(event: dict[str, Json]) -> str:
     parts: list[str] = []
     if _is_progress(event) and isinstance(percentage := progress.get("percentage"), int | float):
         parts.append(f"{percentage:.0f} %")
-    if event["type"] == EventType.STATUS_CHANGE:
-        parts.append(str(mapping(event.get("status")).get("new")))
+    if new := mapping(event.get("status")).get("new"):
+        parts.append(str(new))
     if message := event.get("message") or progress.get("message"):
         parts.append(str(message))
     text = " · ".join(parts) or str(event["type"]).replace("_", " ")

@@ -1,0 +1,134 @@
+"""`run`: from what was typed to an execution, and from its end to our exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vespera_exec.cli import output, pages
+from vespera_exec.cli.inputs import parse_inputs
+from vespera_exec.cli.running import Follower, Interrupts, ReaderGone, display
+from vespera_exec.cli.state import Shown, ending, exit_code
+from vespera_exec.errors import InvalidInput, VesperaError
+
+if TYPE_CHECKING:
+    from vespera_exec.cli.client import Daemon
+    from vespera_exec.model.events import Json
+
+_TITLE_CHARACTERS = 200
+_COMMAND = "command"
+_INTERRUPTED = 130
+_READER_GONE = 141  # 128 + SIGPIPE, as a shell says it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the caller typed. `command` is what stood behind `--`, None where there was none."""
+
+    role: str | None
+    command: list[str] | None
+    title: str
+    given: list[str] = field(default_factory=list[str])
+    description: str = ""
+    priority: int | None = None
+    timeout: float | None = None
+    key: str | None = None
+
+
+def execute(daemon: Daemon, wanted: Wanted) -> Json:
+    """The handle of a run that is accepted and on disk.
+
+    Raises:
+        InvalidInput: neither a role nor a command, or both; an input that is none.
+        DaemonError: the daemon refuses it.
+    """
+    body = request(wanted, _schema(daemon, wanted))
+    return daemon.post("/executions", body).body
+
+
+def request(wanted: Wanted, schema: Json = None) -> dict[str, Json]:
+    """The body of `POST /executions`. It always has a key, so that it may be sent again."""
+    role, title = wanted.role, wanted.title
+    if wanted.command is not None:
+        if role not in (None, _COMMAND):
+            raise InvalidInput(f"role {role!r} takes no command", hint="give its inputs with --input name=value")
+        if not wanted.command:
+            raise InvalidInput("there is no command after --", hint="vespera-exec run -- PROGRAM ARGUMENTS")
+        role = _COMMAND
+        title = title or shlex.join(wanted.command)[:_TITLE_CHARACTERS]
+    elif role is None:
+        hint = f"vespera-exec run -- {title}" if title else "run --role ROLE ..., or run -- COMMAND ..."
+        raise InvalidInput("give a role (--role), or a command after --", hint=hint)
+    inputs = parse_inputs(wanted.given, schema)
+    if wanted.command is not None:
+        inputs = {"cwd": os.getcwd()} | inputs | {"argv": wanted.command}
+    body: dict[str, Json] = {
+        "title": title or role,
+        "description": wanted.description,
+        "role": role,
+        "inputs": inputs,
+        "idempotency_key": wanted.key or f"cli-{uuid.uuid4().hex}",
+    }
+    if wanted.priority is not None:
+        body["priority"] = wanted.priority
+    if wanted.timeout is not None:
+        body["timeout_seconds"] = wanted.timeout
+    return body
+
+
+def execute_and_follow(daemon: Daemon, wanted: Wanted, *, quiet: bool, as_json: bool) -> int:
+    """The exit code of the run, after all of its output is written."""
+    body = request(wanted, _schema(daemon, wanted))
+    shown = display(quiet=quiet or as_json)
+    with Interrupts() as interrupts:
+        handle = daemon.post("/executions", body).body
+        task_id = str(handle["task_id"])
+        state = Shown(str(body["title"]), sessions=[] if handle["repeated"] else [str(handle["session_id"])])
+        follower = Follower(daemon, task_id, state, shown, cursor=0 if handle["repeated"] else handle["cursor"])
+        # With --json stdout carries one document and nothing else.
+        follower.pass_output(sys.stderr if as_json else sys.stdout, sys.stderr)
+        try:
+            follower.follow(interrupts)
+        except KeyboardInterrupt:
+            shown.say(f"vespera-exec: left; it goes on without us: vespera-exec status {task_id}")
+            return _INTERRUPTED
+        except ReaderGone:
+            output.forget_stdout()
+            daemon.post(f"/tasks/{task_id}/cancel", {"reason": "the reader of its output has gone"})
+            return _READER_GONE
+        except VesperaError:
+            output.remark(f"vespera-exec: lost sight of task {task_id}; it may go on: vespera-exec status {task_id}")
+            raise
+        finally:
+            shown.close()
+    ended = daemon.get(f"/tasks/{task_id}/result")
+    code = exit_code(state.status, state.outcome)
+    if as_json:
+        output.document(ended | {"returncode": state.outcome.get("returncode"), "exit_code": code})
+        return code
+    result = ended["result"]
+    if _is_of_a_process(result):
+        result = result.get("result")
+    if result is not None:
+        output.line(pages.result(result))
+        sys.stdout.flush()
+    if not quiet or (code and state.outcome.get("returncode") is None):
+        output.remark(f"vespera-exec: {ending(state)} · task {task_id[: pages.SHORT_ID]}")
+    return code
+
+
+def _schema(daemon: Daemon, wanted: Wanted) -> Json:
+    """What the role says of its inputs; None where it is not needed or not known."""
+    name = wanted.role or (_COMMAND if wanted.command else None)
+    if not wanted.given or name is None:
+        return None
+    return next((role["inputs"] for role in daemon.get("/roles")["roles"] if role["name"] == name), None)
+
+
+def _is_of_a_process(result: Json) -> bool:
+    """It only repeats the exit code and the end of an output that was shown already."""
+    return isinstance(result, dict) and {"returncode", "output_tail"} <= result.keys()

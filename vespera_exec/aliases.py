@@ -7,6 +7,7 @@ from vespera_exec.model.enums import EventType
 from vespera_exec.model.events import ExecutionEvent
 from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.timing import TimeTracking
+from vespera_exec.monitoring.eta import NaiveEstimator
 
 StatusEvent = ExecutionEvent
 ExecutionEventType = EventType
@@ -15,3 +16,4 @@ Execution = ExecutionSession
 TimeTracker = TimeTracking
 DefaultExecutionEngine = Engine
 ExecutionEngine = Engine
+ETACalculator = NaiveEstimator

@@ -481,6 +481,12 @@ async def test_sampling_can_be_switched_off(opening: Opening) -> None:
         assert status.session.resource_usage == {}
 
 
+async def test_an_error_of_the_embedding_program_comes_out_as_it_was_raised(opening: Opening) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with opening():
+            raise ZeroDivisionError
+
+
 async def test_leaving_closes_everything(opening: Opening) -> None:
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for _ in range(2):

@@ -36,6 +36,16 @@ async def opened(
     path: str | Path | None = None, *, settings: Settings | None = None, purpose: Purpose = "library"
 ) -> AsyncGenerator[Vespera]:
     """`Vespera.open`. Leaving the context ends what runs; the next owner says so in its record."""
+    try:
+        async with _owned(path, settings, purpose) as vespera:
+            yield vespera
+    except BaseExceptionGroup as group:
+        # The caller's own error, as the caller raised it: the task groups in between are our business.
+        raise _alone(group) from None
+
+
+@asynccontextmanager
+async def _owned(path: str | Path | None, settings: Settings | None, purpose: Purpose) -> AsyncGenerator[Vespera]:
     settings = settings or Settings.load()
     if path is not None:
         settings = replace(settings, data_dir=_folder(path))
@@ -85,3 +95,9 @@ async def opened(
 
 def _folder(path: str | Path) -> Path:
     return Path(path).expanduser().resolve()
+
+
+def _alone(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,107 @@
+"""The public names: pinned, lazy, and each what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import vespera_exec
+from vespera_exec import aliases
+
+PROMISED = [
+    "AlreadyExecuting",
+    "Caller",
+    "CancellationException",
+    "CancellationToken",
+    "Clock",
+    "Conflict",
+    "DaemonUnavailable",
+    "DataDirectoryInUse",
+    "DefaultExecutionEngine",
+    "ETACalculator",
+    "Engine",
+    "EnhancedTaskExecution",
+    "EventPage",
+    "EventType",
+    "Execute",
+    "Execution",
+    "ExecutionEngine",
+    "ExecutionError",
+    "ExecutionEvent",
+    "ExecutionEventType",
+    "ExecutionNotFound",
+    "ExecutionPhase",
+    "ExecutionRecord",
+    "ExecutionSession",
+    "ExecutionStatus",
+    "Handle",
+    "IOTracker",
+    "InvalidInput",
+    "InvalidProgress",
+    "InvalidRoleFile",
+    "InvalidTransitionError",
+    "Job",
+    "Lifecycle",
+    "MemoryTracker",
+    "MessageLevel",
+    "Metrics",
+    "NaiveEstimator",
+    "NewTask",
+    "NotExecuting",
+    "NotFound",
+    "PermissionDenied",
+    "PhaseRecord",
+    "Policy",
+    "Progress",
+    "ProgressInfo",
+    "ProgressReport",
+    "ProgressState",
+    "ProgressType",
+    "ResourceMonitor",
+    "ResourceType",
+    "Result",
+    "Role",
+    "RoleExecutor",
+    "RoleNotFound",
+    "RoleRegistry",
+    "Settings",
+    "Status",
+    "StatusEvent",
+    "StoreDamaged",
+    "StoreError",
+    "StoreTooNew",
+    "StoreUnavailable",
+    "Task",
+    "TaskExecution",
+    "TaskNotFound",
+    "TaskStatus",
+    "TimeTracker",
+    "TimeTracking",
+    "UsageSampler",
+    "Vespera",
+    "VesperaError",
+    "Work",
+    "WorkResult",
+    "__version__",
+]
+
+
+def test_the_public_names_are_exactly_these_and_each_can_be_had() -> None:
+    assert sorted(vespera_exec.__all__) == sorted(PROMISED)
+    for name in PROMISED:
+        assert getattr(vespera_exec, name) is not None
+
+
+def test_an_alias_is_the_thing_itself() -> None:
+    assert aliases.StatusEvent is vespera_exec.ExecutionEvent
+    assert aliases.ExecutionEventType is vespera_exec.EventType
+    assert issubclass(vespera_exec.EnhancedTaskExecution, vespera_exec.TaskExecution)
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, vespera_exec; "
+        "heavy = {'mcp', 'pydantic', 'anyio', 'orjson', 'starlette', 'rich', 'typer'} & set(sys.modules); "
+        "sys.exit(str(sorted(heavy)) if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import vespera_exec
 from vespera_exec import aliases
@@ -90,6 +92,14 @@ def test_the_public_names_are_exactly_these_and_each_can_be_had() -> None:
     assert sorted(vespera_exec.__all__) == sorted(PROMISED)
     for name in PROMISED:
         assert getattr(vespera_exec, name) is not None
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    stub = Path(vespera_exec.__file__).with_suffix(".pyi").read_text()
+    seen = [
+        alias.name for node in ast.walk(ast.parse(stub)) if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    assert sorted([*seen, "__version__"]) == sorted(PROMISED)
 
 
 def test_an_alias_is_the_thing_itself() -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vespera_exec.app.service import Vespera
 from vespera_exec.settings import Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
 
@@ -18,7 +20,7 @@ def opening(tmp_path: Path) -> Opening:
     """`opening(max_concurrent=1)`: a `Vespera` over this test's data directory; may be opened again."""
 
     @asynccontextmanager
-    async def make(**given: Any) -> AsyncIterator[Vespera]:
+    async def make(**given: Any) -> AsyncGenerator[Vespera]:
         settings = Settings.load(
             {"HOME": str(tmp_path)}, data_dir=tmp_path / "data", roles_dir=tmp_path / "roles", **given
         )

@@ -16,7 +16,7 @@ import pytest
 
 from roles.definition import RetryPolicy, Role
 from vespera_exec.app.service import Vespera
-from vespera_exec.app.views import Execute, NewTask
+from vespera_exec.app.views import Execute, Handle, NewTask
 from vespera_exec.errors import (
     AlreadyExecuting,
     Conflict,
@@ -40,6 +40,10 @@ def command(*argv: str, **more: Any) -> Execute:
 
 def python(code: str, **more: Any) -> Execute:
     return Execute(title="python", role="command", inputs={"argv": [sys.executable, "-c", code]}, **more)
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def in_loop(name: str, work: Any, **policy: Any) -> Role:
@@ -156,7 +160,7 @@ async def test_cancel_ends_the_whole_tree_and_names_the_rung(vespera: Vespera) -
     assert answer.success
     assert answer.status == "cancelled"
     assert answer.rung == "sigkill"
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert not alive(pids)
     status = await vespera.get_status(ME, handle.task_id)
     assert (status.status, status.task_status) == ("cancelled", "cancelled")
     assert status.legacy_compatibility.retry_count == 0
@@ -175,7 +179,7 @@ async def test_a_queued_execution_is_cancelled_at_once_and_the_queue_goes_by_pri
 
     async with opening(max_concurrent=1) as vespera:
         vespera.roles.add(in_loop("hold", work))
-        handles = {}
+        handles: dict[str, Handle] = {}
         for name, priority in [("first", 5), ("low", 1), ("gone", 5), ("high", 9)]:
             handles[name] = await vespera.execute_task(
                 ME, Execute(title=name, role="hold", inputs={"name": name}, priority=priority)
@@ -279,7 +283,7 @@ async def test_a_cancel_while_backing_off_ends_the_run(vespera: Vespera) -> None
 
 async def test_a_callable_that_stops_on_its_token_is_cancelled_by_it(vespera: Vespera) -> None:
     async def polite(context: Any) -> None:
-        while not context.cancelled:
+        while not context.cancelled:  # noqa: ASYNC110 - polling its flag is what such work does
             await anyio.sleep(0.005)
 
     vespera.roles.add(in_loop("polite", polite))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vespera_exec import Caller, Execute, Role, Vespera
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ME = Caller()
 

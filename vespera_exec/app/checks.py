@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import orjson
 
 from vespera_exec.errors import InvalidInput
-from vespera_exec.model.events import Json
-from vespera_exec.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vespera_exec.model.events import Json
+    from vespera_exec.settings import Settings
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")

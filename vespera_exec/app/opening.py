@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import anyio
 
@@ -20,12 +19,16 @@ from vespera_exec.app.starting import Starter
 from vespera_exec.app.tasks import LiveTasks
 from vespera_exec.engine.engine import Engine, EngineOptions
 from vespera_exec.engine.proctree import become_subreaper, sweep
-from vespera_exec.engine.running import Job
 from vespera_exec.model.clock import SYSTEM_CLOCK
 from vespera_exec.monitoring.sampler import UsageSampler
 from vespera_exec.settings import Settings
 from vespera_exec.store.lock import OwnerLock
 from vespera_exec.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from vespera_exec.engine.running import Job
 
 Purpose = Literal["daemon", "in-process", "library"]
 _log = logging.getLogger(__name__)
@@ -97,7 +100,8 @@ def _folder(path: str | Path) -> Path:
     return Path(path).expanduser().resolve()
 
 
-def _alone(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+def _alone(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    if len(group.exceptions) != 1:
+        return group
+    only = group.exceptions[0]
+    return _alone(cast("BaseExceptionGroup[BaseException]", only)) if isinstance(only, BaseExceptionGroup) else only

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from functools import cache
 from importlib.metadata import entry_points
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from vespera_exec.model.progress import CustomMetric
+if TYPE_CHECKING:
+    from vespera_exec.model.progress import CustomMetric
 
 GROUP = "vespera_exec.progress_metrics"
 _log = logging.getLogger(__name__)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from vespera_exec.app import views
-from vespera_exec.model.clock import Clock
 from vespera_exec.model.enums import RESOURCE_UNITS, ExecutionPhase, ExecutionStatus, ResourceType
 from vespera_exec.model.events import Json, mapping
-from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress, measured
-from vespera_exec.model.record import TaskRecord
-from vespera_exec.monitoring.eta import NaiveEstimator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vespera_exec.model.clock import Clock
+    from vespera_exec.model.lifecycle import Lifecycle
+    from vespera_exec.model.record import TaskRecord
+    from vespera_exec.monitoring.eta import NaiveEstimator
 
 
 def summary(

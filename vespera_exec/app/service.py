@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 import orjson
 
-from roles.registry import RoleRegistry
 from vespera_exec import __version__
 from vespera_exec.app import checks, present, views
-from vespera_exec.app.starting import Starter
-from vespera_exec.app.tasks import Found, LiveTasks
-from vespera_exec.engine.engine import Engine
 from vespera_exec.errors import (
     Conflict,
     InvalidInput,
@@ -26,18 +19,26 @@ from vespera_exec.errors import (
 )
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import RESOURCE_UNITS, EventType, ExecutionStatus, TaskStatus
-from vespera_exec.model.ledger import IdempotencyRecord
-from vespera_exec.model.lifecycle import Lifecycle
-from vespera_exec.model.principal import Caller
-from vespera_exec.model.progress import Progress
 from vespera_exec.monitoring.eta import NaiveEstimator
-from vespera_exec.settings import Settings
-from vespera_exec.store.feed import StoredEvent
 from vespera_exec.store.output import read_output
-from vespera_exec.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from roles.registry import RoleRegistry
     from vespera_exec.app.opening import Purpose
+    from vespera_exec.app.starting import Starter
+    from vespera_exec.app.tasks import Found, LiveTasks
+    from vespera_exec.engine.engine import Engine
+    from vespera_exec.model.ledger import IdempotencyRecord
+    from vespera_exec.model.lifecycle import Lifecycle
+    from vespera_exec.model.principal import Caller
+    from vespera_exec.model.progress import Progress
+    from vespera_exec.settings import Settings
+    from vespera_exec.store.feed import StoredEvent
+    from vespera_exec.store.store import Store
 
 _END_OF_RUN = frozenset(
     {

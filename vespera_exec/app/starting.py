@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from roles.definition import Role
 from roles.execution import RoleExecutor
-from roles.registry import RoleRegistry
 from vespera_exec.app import checks, views
-from vespera_exec.app.tasks import LiveTasks
 from vespera_exec.engine.running import Job, Policy
-from vespera_exec.engine.work import Work, WorkResult
 from vespera_exec.errors import AlreadyExecuting, ExecutionError, InvalidInput, PermissionDenied, RoleNotFound
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.events import Json, mapping
-from vespera_exec.model.ledger import IdempotencyRecord
-from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.principal import Caller
-from vespera_exec.model.session import ExecutionSession
-from vespera_exec.model.task import Task
-from vespera_exec.settings import Settings
-from vespera_exec.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from roles.definition import Role
+    from roles.registry import RoleRegistry
+    from vespera_exec.app.tasks import LiveTasks
+    from vespera_exec.engine.work import Work, WorkResult
+    from vespera_exec.model.ledger import IdempotencyRecord
+    from vespera_exec.model.lifecycle import Lifecycle
+    from vespera_exec.model.session import ExecutionSession
+    from vespera_exec.model.task import Task
+    from vespera_exec.settings import Settings
+    from vespera_exec.store.store import Store
 
 COMMAND_ROLE = "command"
 _LONGEST_GRACE_SECONDS = 4.0

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from vespera_exec.app.plugins import progress_metrics
 from vespera_exec.errors import ExecutionNotFound, TaskNotFound
-from vespera_exec.model.clock import Clock
 from vespera_exec.model.enums import TaskStatus
-from vespera_exec.model.lifecycle import Lifecycle
-from vespera_exec.model.progress import Progress
-from vespera_exec.model.record import TaskRecord
 from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.task import Task
-from vespera_exec.settings import Settings
-from vespera_exec.store.store import Store
+
+if TYPE_CHECKING:
+    from vespera_exec.model.clock import Clock
+    from vespera_exec.model.lifecycle import Lifecycle
+    from vespera_exec.model.progress import Progress
+    from vespera_exec.model.record import TaskRecord
+    from vespera_exec.settings import Settings
+    from vespera_exec.store.store import Store
 
 _HOT_EVENTS = 32
 """Kept in memory per session; the database has all."""

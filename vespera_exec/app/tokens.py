@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vespera_exec import paths
 from vespera_exec.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _MIN_LENGTH = 32
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from roles.registry import RoleRegistry
     from vespera_exec.app.opening import Purpose
-    from vespera_exec.app.starting import Starter
+    from vespera_exec.app.following import Following
+from vespera_exec.app.starting import Starter
     from vespera_exec.app.tasks import Found, LiveTasks
     from vespera_exec.engine.engine import Engine
     from vespera_exec.model.ledger import IdempotencyRecord
@@ -40,17 +41,7 @@ if TYPE_CHECKING:
     from vespera_exec.store.feed import StoredEvent
     from vespera_exec.store.store import Store
 
-_END_OF_RUN = frozenset(
-    {
-        EventType.EXECUTION_COMPLETED,
-        EventType.EXECUTION_FAILED,
-        EventType.EXECUTION_CANCELLED,
-        EventType.EXECUTION_TIMEOUT,
-    }
-)
-_MAX_EVENTS = 1000
 _HISTORY = 10
-_SETTLING_SECONDS = 1.0
 
 
 class Vespera:
@@ -80,6 +71,7 @@ class Vespera:
         self._clock = clock
         self._tasks = tasks
         self._starter = starter
+        self._following = Following(store, engine, tasks, clock)
         self._estimator = NaiveEstimator()
 
     @classmethod
@@ -276,7 +268,7 @@ class Vespera:
             task_id=found.record.task_id,
             title=found.record.title,
             task_status=found.record.status.value,
-            done=self._is_done(found),
+            done=self._following.is_done(found),
             cursor=self._store.journal.head,
             session=await self._summary(found, detail=detail) if life is not None else None,
             legacy_compatibility=present.legacy(found.record),
@@ -302,7 +294,8 @@ class Vespera:
         Raises:
             InvalidInput: a negative cursor, or `max_events` outside 1 to 1000.
         """
-        events, done, status = await self._read(caller, any_id, cursor, wait_ms, max_events)
+        _require(caller, "read")
+        events, done, status = await self._following.read(any_id, cursor=cursor, wait_ms=wait_ms, limit=max_events)
         return views.EventPage(
             events=[event.message() for event in events],
             next_cursor=events[-1].cursor if events else max(cursor, 0),
@@ -312,9 +305,10 @@ class Vespera:
 
     async def follow_events(self, caller: Caller, any_id: str, *, cursor: int = 0) -> AsyncIterator[StoredEvent]:
         """History after `cursor`, then live, in order, without gap or repeat; ends when the run has ended."""
+        _require(caller, "read")
         done = False
         while not done:
-            events, done, _ = await self._read(caller, any_id, cursor, 15_000, 200)
+            events, done, _ = await self._following.read(any_id, cursor=cursor, wait_ms=15_000, limit=200)
             for event in events:
                 yield event
                 cursor = event.cursor
@@ -328,7 +322,7 @@ class Vespera:
         life = found.life
         if life is None:
             raise Conflict("the task was never executed", hint="start it with execute_task")
-        done = self._is_done(found)
+        done = self._following.is_done(found)
         record = await self._store.queries.get_result(life.execution_id) if life.status.is_terminal else None
         output = None
         if output_limit:
@@ -430,65 +424,6 @@ class Vespera:
             store_fault=str(fault) if fault else None,
         )
 
-    def _is_done(self, found: Found) -> bool:
-        """The run that is meant has ended, and its end is on disk; also where there was none."""
-        if found.life is None:
-            return True
-        if not found.life.status.is_terminal:
-            return False
-        run = self._engine.run_of(found.record.task_id)
-        if run is None:
-            return True
-        return found.by_session and run.session.session_id != found.life.execution_id
-
-    async def _read(
-        self, caller: Caller, any_id: str, cursor: int, wait_ms: int, max_events: int
-    ) -> tuple[list[StoredEvent], bool, str | None]:
-        _require(caller, "read")
-        if cursor < 0 or not 1 <= max_events <= _MAX_EVENTS:
-            raise InvalidInput(f"cursor is at least 0 and max_events between 1 and {_MAX_EVENTS}")
-        found = await self._tasks.find(any_id)
-        task_id, execution_id = found.record.task_id, None
-        if found.by_session and found.life is not None:
-            execution_id = found.life.execution_id
-        deadline = self._clock.monotonic() + max(0, min(wait_ms, 25_000)) / 1000
-        while True:
-            # Judged before reading: an end that was on disk then is among the events read now.
-            done = self._is_done(found)
-            events = await self._store.feed.read(
-                after=cursor, task_id=task_id, execution_id=execution_id, limit=max_events
-            )
-            left = deadline - self._clock.monotonic()
-            if not done and any(event.event_type in _END_OF_RUN for event in events):
-                # The run is settled a moment after its last event: one call less for who waits for the end.
-                left = min(left, _SETTLING_SECONDS) if left > 0 else _SETTLING_SECONDS
-            elif events or done or left <= 0:
-                status = found.life.status.value if found.life else None
-                return events, done and len(events) < max_events, status
-            settled = await self._news(task_id, execution_id, events[-1].cursor if events else cursor, left)
-            found = await self._tasks.find(any_id)
-            if not settled and events:
-                return events, False, found.life.status.value if found.life else None
-
-    async def _news(self, task_id: str, execution_id: str | None, after: int, seconds: float) -> bool:
-        """True once there is an event after `after`, or the run is done, within `seconds`."""
-        run = self._engine.run_of(task_id)
-        if run is None:
-            return True
-        heard = False
-
-        async with anyio.create_task_group() as group:
-
-            async def wait(what: Awaitable[object]) -> None:
-                nonlocal heard
-                heard = bool(await what) or run.done.is_set()
-                group.cancel_scope.cancel()
-
-            feed = self._store.feed.wait(after=after, task_id=task_id, execution_id=execution_id, timeout=seconds)
-            group.start_soon(wait, feed)
-            group.start_soon(wait, run.done.wait())
-        return heard
-
     async def _summary(self, found: Found, *, detail: bool) -> views.Summary:
         assert found.life is not None
         assert found.progress is not None
@@ -547,7 +482,7 @@ class Vespera:
         found = await self._tasks.find(known.run_id or known.task_id)
         if found.life is None:
             raise TaskNotFound(known.task_id)
-        handle = self._handle(found.life, 0, done=self._is_done(found))
+        handle = self._handle(found.life, 0, done=self._following.is_done(found))
         return handle.model_copy(update={"repeated": True})
 
     def _handle(self, life: Lifecycle, cursor: int, *, done: bool) -> views.Handle:

@@ -393,6 +393,9 @@ async def test_unknown_ids_are_named(vespera: Vespera) -> None:
     for call in (vespera.get_status, vespera.get_metrics, vespera.get_result, vespera.cancel, vespera.read_events):
         with pytest.raises(TaskNotFound, match="no-such-task"):
             await call(ME, "no-such-task")
+    for hostile in ("\ud800", "x" * 100_000, "\0", "'; drop table tasks; --", "../../etc/passwd", "%", ""):
+        with pytest.raises(TaskNotFound):
+            await vespera.get_status(ME, hostile)
 
 
 async def test_a_task_that_was_never_executed_is_idle_and_has_no_result(vespera: Vespera) -> None:

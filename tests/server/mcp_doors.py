@@ -14,7 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp_types import TextContent
 
-from roles.definition import Role
+from roles.definition import Permissions, Role
 from vespera_exec.app.callers import current_caller
 from vespera_exec.app.service import Vespera
 from vespera_exec.model.principal import Caller
@@ -42,6 +42,12 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 WITHIN = 20
 
 
+def in_loop(work: Callable[..., Any], name: str) -> Role:
+    """A role for everybody, also over TCP."""
+    anybody = Permissions(principals=("local",), scopes=("operate",))
+    return Role.from_callable(work, name=name, in_loop=True, inputs=None, permissions=anybody, grace_seconds=0.1)
+
+
 @dataclass
 class Gate:
     """Work that goes on when the test says so: a role that reports `steps` and then waits for `open`."""
@@ -58,7 +64,7 @@ class Gate:
             await self.open.wait()
             return {"steps": steps, "nothing": None}
 
-        return Role.from_callable(work, name=name, in_loop=True, inputs=None)
+        return in_loop(work, name)
 
 
 @dataclass

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import httpx
 import pytest
-from mcp_doors import BEARER, KINDS, ME, OVER_HTTP, Doors, Kind, call, eventually, opened, refused, waiting
+from mcp_doors import BEARER, KINDS, ME, OVER_HTTP, Doors, Kind, call, eventually, in_loop, opened, refused, waiting
+from mcp_types import CancelledNotification, CancelledNotificationParams
 from starlette.applications import Starlette
 
-from roles.definition import Role
 from vespera_exec.app.callers import current_caller
+from vespera_exec.app.views import Execute
 from vespera_exec.model.principal import Caller
 from vespera_exec.server.mcp.http import mcp_over_http
 
@@ -193,6 +194,46 @@ async def test_a_client_that_goes_during_a_wait_leaves_nothing_behind(doors: Doo
     doors.gate.open.set()
 
 
+@pytest.mark.parametrize("kind", OVER_HTTP)
+async def test_a_client_that_dies_during_a_wait_leaves_nothing_behind(doors: Doors, kind: Kind) -> None:
+    handle = await doors.vespera.execute_task(ME, Execute(title="hold", role="gated"))
+    heard = anyio.Event()
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        heard.set()
+
+    async with anyio.create_task_group() as group:
+
+        async def wait() -> None:
+            async with doors.client(kind) as client:
+                await client.call_tool(
+                    "stream_task_execution_events",
+                    {"task_id": handle.task_id, "wait_ms": 2000, "follow": True},
+                    progress_callback=on_progress,
+                )
+
+        group.start_soon(wait)
+        with anyio.fail_after(10):
+            await heard.wait()
+        await eventually(lambda: followers(doors) > 0)
+        group.cancel_scope.cancel()
+    # The stateful transport does not notice; there the wait ends by itself.
+    await eventually(lambda: followers(doors) == 0)
+    doors.gate.open.set()
+
+
+@pytest.mark.parametrize("kind", ["memory-legacy", "http-legacy", "sse"])
+async def test_a_cancel_for_a_call_that_has_ended_is_ignored(doors: Doors, kind: Kind) -> None:
+    """opencode sends one after each call."""
+    async with doors.client(kind) as client:
+        await call(client, "list_tasks")
+        for number in range(5):
+            await client.session.send_notification(
+                CancelledNotification(params=CancelledNotificationParams(request_id=number, reason="over"))
+            )
+        assert (await call(client, "list_tasks"))["total"] == 0
+
+
 def followers(doors: Doors) -> int:
     return doors.vespera._store.feed.followers()  # pyright: ignore[reportPrivateUsage]
 
@@ -218,7 +259,7 @@ async def test_a_burst_of_progress_reaches_the_reader_whole(doors: Doors) -> Non
         for step in range(300):
             context.log(f"line {step}")
 
-    doors.vespera.roles.add(Role.from_callable(burst, name="burst", in_loop=True, inputs=None))
+    doors.vespera.roles.add(in_loop(burst, "burst"))
     async with doors.client("http-modern") as client:
         handle = await call(client, "execute_task", title="burst", role="burst")
         events = await followed(client, handle["task_id"], follow=True)

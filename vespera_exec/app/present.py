@@ -26,7 +26,6 @@ def summary(
     elapsed: float,
     usage: Mapping[str, views.UsageView],
     estimator: NaiveEstimator,
-    history: list[float],
     clock: Clock,
     detail: bool,
 ) -> views.Summary:
@@ -37,7 +36,7 @@ def summary(
     if life.status in (ExecutionStatus.PREPARING, ExecutionStatus.VALIDATING, ExecutionStatus.RUNNING):
         fraction = percentage / 100 if percentage is not None else None
         estimate = estimator.estimate(
-            role=life.role_name, elapsed_seconds=elapsed, fraction=fraction, phase=life.current_phase, history=history
+            role=life.role_name, elapsed_seconds=elapsed, fraction=fraction, phase=life.current_phase
         )
     eta = None
     completion = life.completed_at if life.status.is_terminal else None

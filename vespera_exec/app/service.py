@@ -11,6 +11,7 @@ import orjson
 
 from vespera_exec import __version__
 from vespera_exec.app import checks, present, views
+from vespera_exec.app.following import Following
 from vespera_exec.errors import (
     Conflict,
     InvalidInput,
@@ -18,19 +19,18 @@ from vespera_exec.errors import (
     TaskNotFound,
 )
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
-from vespera_exec.model.enums import RESOURCE_UNITS, EventType, ExecutionStatus, TaskStatus
+from vespera_exec.model.enums import RESOURCE_UNITS, ExecutionStatus, TaskStatus
 from vespera_exec.monitoring.eta import NaiveEstimator
 from vespera_exec.store.output import read_output
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from roles.registry import RoleRegistry
     from vespera_exec.app.opening import Purpose
-    from vespera_exec.app.following import Following
-from vespera_exec.app.starting import Starter
+    from vespera_exec.app.starting import Starter
     from vespera_exec.app.tasks import Found, LiveTasks
     from vespera_exec.engine.engine import Engine
     from vespera_exec.model.ledger import IdempotencyRecord
@@ -40,8 +40,6 @@ from vespera_exec.app.starting import Starter
     from vespera_exec.settings import Settings
     from vespera_exec.store.feed import StoredEvent
     from vespera_exec.store.store import Store
-
-_HISTORY = 10
 
 
 class Vespera:
@@ -270,7 +268,7 @@ class Vespera:
             task_status=found.record.status.value,
             done=self._following.is_done(found),
             cursor=self._store.journal.head,
-            session=await self._summary(found, detail=detail) if life is not None else None,
+            session=self._summary(found, detail=detail) if life is not None else None,
             legacy_compatibility=present.legacy(found.record),
             recent_events=recent,
         )
@@ -424,13 +422,10 @@ class Vespera:
             store_fault=str(fault) if fault else None,
         )
 
-    async def _summary(self, found: Found, *, detail: bool) -> views.Summary:
+    def _summary(self, found: Found, *, detail: bool) -> views.Summary:
         assert found.life is not None
         assert found.progress is not None
         life, session = found.life, found.session
-        history: list[float] = []
-        if life.status.is_active and life.role_name:
-            history = await self._store.queries.durations(role=life.role_name, limit=_HISTORY)
         usage = present.peaks(life)
         if session is not None and not life.status.is_terminal:
             peaks = session.peak_resource_usage
@@ -446,7 +441,6 @@ class Vespera:
             elapsed=session.elapsed_seconds if session is not None else life.active_seconds,
             usage=usage,
             estimator=self._estimator,
-            history=history,
             clock=self._clock,
             detail=detail,
         )

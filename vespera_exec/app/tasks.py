@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vespera_exec.settings import Settings
     from vespera_exec.store.store import Store
 
+_LONGEST_ID = 100
 _HOT_EVENTS = 32
 """Kept in memory per session; the database has all."""
 
@@ -95,13 +96,15 @@ class LiveTasks:
         """
         if task := self._known.get(any_id):
             return _live(task, None)
+        if not any_id.isascii() or len(any_id) > _LONGEST_ID:
+            raise TaskNotFound(any_id[:_LONGEST_ID].encode("ascii", "backslashreplace").decode())
         for task in self._held.values():
             session = task.execution.current_session
             if session is not None and session.session_id == any_id:
                 return _live(task, any_id)
         located = await self._store.queries.locate(any_id)
         if located is None:
-            raise TaskNotFound(any_id[:100])
+            raise TaskNotFound(any_id)
         task_id, execution_id = located
         if (task := self._known.get(task_id)) is not None:
             session = task.execution.current_session

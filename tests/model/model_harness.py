@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from vespera_exec.model.record import TaskRecord
 from vespera_exec.model.session import ExecutionSession
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from vespera_exec.model.events import ExecutionEvent
     from vespera_exec.model.ledger import Batch
 
@@ -65,6 +68,18 @@ class KeptLog:
 
     def types(self, stream: str) -> list[EventType]:
         return [event.event_type for event in self.of(stream)]
+
+
+class _UndoneError(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def undone(ledger: Ledger) -> Generator[None]:
+    """A decision that fails at its end."""
+    with contextlib.suppress(_UndoneError), ledger:
+        yield
+        raise _UndoneError
 
 
 def session_with_log(role: str = "builder", *, hand: HandClock | None = None) -> tuple[ExecutionSession, KeptLog]:

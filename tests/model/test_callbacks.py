@@ -81,7 +81,11 @@ def test_a_slow_callback_does_not_starve_the_others() -> None:
     release = threading.Event()
     session, _ = running_session()
     heard = threading.Event()
-    blocked = [session.add_event_callback(lambda _event: None if release.wait(10) else None) for _ in range(3)]
+
+    def slow(_event: ExecutionEvent) -> None:
+        release.wait(10)
+
+    blocked = [session.add_event_callback(slow) for _ in range(3)]
     session.add_event_callback(lambda _event: heard.set())
     for _ in range(50):
         session.note(MessageLevel.INFO, "x")
@@ -127,6 +131,23 @@ def test_an_asynchronous_callback_without_a_loop_is_run_all_the_same() -> None:
     session.update_progress(5)
     assert session.wait_for_callbacks(20)
     assert heard == [5]
+
+
+def test_a_callback_whose_loop_ends_half_way_holds_nobody_up() -> None:
+    session, _ = running_session()
+    entered = threading.Event()
+
+    async def never(_event: ExecutionEvent) -> None:
+        entered.set()
+        await anyio.sleep_forever()
+
+    async def subscribe() -> None:
+        session.add_event_callback(never)
+        session.update_progress(5)
+        assert await anyio.to_thread.run_sync(entered.wait, 10)
+
+    anyio.run(subscribe)
+    assert session.wait_for_callbacks(10)
 
 
 def test_a_callback_that_removes_itself_takes_no_event_from_the_next() -> None:
@@ -177,10 +198,11 @@ def test_a_subscriber_that_sees_the_end_sees_everything_settled() -> None:
             seen.append((execution.is_executing, history, task.status.value, execution.record.completed))
 
     subscription = task.execution.add_status_callback(look)
+    task.ledger.listen(look)  # the earliest that anyone can hear of it
     task.start_execution()
     task.complete_execution(True, "ok")
     assert subscription.wait_idle(10)
-    assert seen == [(False, 1, "done", 1)]
+    assert seen == [(False, 1, "done", 1)] * 2
 
 
 def test_a_restart_inside_a_callback_loses_no_session() -> None:
@@ -232,4 +254,5 @@ def test_a_callback_that_cannot_keep_up_misses_progress_but_no_status() -> None:
     assert subscription.dropped > 400
     assert len(heard) <= 1001
     assert heard.count(E.STATUS_CHANGE) == 4
+    assert heard[:2] == [E.STATUS_CHANGE, E.EXECUTION_PAUSED]
     assert heard[-1] is E.EXECUTION_COMPLETED

@@ -11,7 +11,7 @@ from model_harness import running_session, session_with_log
 from vespera_exec.errors import InvalidProgress
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, ProgressType
 from vespera_exec.model.ledger import Ledger
-from vespera_exec.model.progress import Progress, ProgressReport, ProgressState
+from vespera_exec.model.progress import CustomMetric, Progress, ProgressReport, ProgressState
 from vespera_exec.model.session import ExecutionSession
 
 
@@ -241,7 +241,10 @@ def test_a_registered_metric_is_computed_with_each_report_and_its_fault_is_only_
     def doubled(progress: Progress, _elapsed: float) -> float | None:
         return None if progress.sequence < 6 else progress.reached * 2
 
-    metrics = {"double": doubled, "broken": broken, "state": lambda _p, _e: ProgressState(ProgressType.BYTES, 4, 8)}
+    def state(_progress: Progress, _elapsed: float) -> ProgressState:
+        return ProgressState(ProgressType.BYTES, 4, 8)
+
+    metrics: dict[str, CustomMetric] = {"double": doubled, "broken": broken, "state": state}
     session = ExecutionSession(ledger=Ledger(), custom_metrics=metrics)
     session.start_execution()
     session.update_status(ExecutionStatus.RUNNING)

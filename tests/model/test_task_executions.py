@@ -289,7 +289,11 @@ def test_totals_count_everything_and_cancelled_ones_apart() -> None:
     hand = HandClock()
     task = Task("t1", max_retries=9, clock=hand.clock)
     nothing = task.execution.get_performance_metrics()
-    assert (nothing["total_executions"], nothing["success_rate"], nothing["average_duration_seconds"]) == (0, None, None)
+    assert (nothing["total_executions"], nothing["success_rate"], nothing["average_duration_seconds"]) == (
+        0,
+        None,
+        None,
+    )
     for how in ("complete", "fail", "time out", "cancel", "complete"):
         _ended(task, how)
     metrics = task.execution.get_performance_metrics()
@@ -305,7 +309,7 @@ def test_a_success_resets_the_retries_and_a_cancel_leaves_them() -> None:
     _ended(task, "fail")
     assert (task.execution.retry_count, task.execution.last_error) == (1, "broken")
     _ended(task, "cancel")
-    assert (task.execution.retry_count, task.execution.last_error) == (0, None)  # it was reopened from CANCELLED
+    assert (task.execution.retry_count, task.execution.last_error) == (1, "broken")
     _ended(task, "fail")
     _ended(task, "complete")
     assert (task.execution.retry_count, task.execution.last_error) == (0, None)
@@ -356,6 +360,23 @@ def test_a_task_follows_its_execution() -> None:
         task = Task("t1")
         _ended(task, how)  # pyright: ignore[reportArgumentType]
         assert task.status is status
+
+
+@pytest.mark.parametrize("word", [TaskStatus.DONE, TaskStatus.CANCELLED, TaskStatus.FAILED])
+def test_a_word_from_outside_stands_when_the_session_ends(word: TaskStatus) -> None:
+    task = Task("t1", max_retries=1)
+    session = task.start_execution("r")
+    task.update_status(word, "by hand")
+    assert task.complete_execution(False, error="x") is True
+    assert (session.status, task.status) == (S.FAILED, word)
+
+
+def test_a_session_that_starts_without_the_task_moves_the_task_all_the_same() -> None:
+    task = Task("t1", max_retries=1)
+    session = task.execution.start_new_session("t1", "r")
+    assert task.status is TaskStatus.DOING
+    assert session.fail("x") is True
+    assert task.status is TaskStatus.FAILED
 
 
 def test_a_task_whose_retries_are_used_up_has_failed() -> None:

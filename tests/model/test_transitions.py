@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import pytest
 from model_harness import HandClock, KeptLog, session_with_log
@@ -11,8 +12,10 @@ from vespera_exec.errors import InvalidTransitionError
 from vespera_exec.model.enums import EventType as E
 from vespera_exec.model.enums import ExecutionStatus as S
 from vespera_exec.model.enums import TaskStatus as T
-from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.task import Task
+
+if TYPE_CHECKING:
+    from vespera_exec.model.session import ExecutionSession
 
 # The table of the requirements, written out once more: (from, to) -> milestones after the status_change.
 _FAILED, _TIMED_OUT = (E.EXECUTION_FAILED, E.ERROR), (E.EXECUTION_TIMEOUT,)

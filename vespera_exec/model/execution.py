@@ -69,6 +69,7 @@ class EnhancedTaskExecution(TaskExecution):
         session_history: Sequence[ExecutionSession] = (),
         global_cancellation_token: CancellationToken | None = None,
         custom_metrics: Mapping[str, CustomMetric] | None = None,
+        on_begin: Callable[[], None] | None = None,
         on_end: Callable[[ExecutionSession, bool], None] | None = None,
     ) -> None:
         if max_events_in_memory < 0 or max_sessions_in_memory < 1:
@@ -96,6 +97,7 @@ class EnhancedTaskExecution(TaskExecution):
         self._custom_metrics = dict(custom_metrics or {})
         self._global_token = global_cancellation_token
         self._subscribers = Subscribers()
+        self._on_begin = on_begin
         self._on_end = on_end
         self._retrying = False
         self._output = ""
@@ -346,6 +348,8 @@ class EnhancedTaskExecution(TaskExecution):
     def _new_session(self, task_id: str, role_name: str | None) -> ExecutionSession:
         if self.current_session is not None:
             raise AlreadyExecuting(task_id, self.current_session.session_id)
+        if self._on_begin is not None:
+            self._on_begin()
         if task_id and task_id != self.record.task_id:
             if self._owned:
                 raise InvalidInput(f"this is the execution of task {self.record.task_id}, not of {task_id}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
@@ -133,55 +133,50 @@ class Lifecycle:
     def _changed(self, event: ExecutionEvent) -> Lifecycle:
         new, at, details = _required(event.new_status), event.timestamp, event.details
         clock = mapping(details.get("clock"))
-        changed = replace(
-            self,
-            status=new,
-            status_message=event.message,
-            sequence=event.sequence,
-            active_seconds=clock.get("active", self.active_seconds),
-            paused_seconds=clock.get("paused", self.paused_seconds),
-            queue_seconds=clock.get("queued", self.queue_seconds),
-        )
+        changes: dict[str, Any] = {
+            "status": new,
+            "status_message": event.message,
+            "sequence": event.sequence,
+            "active_seconds": clock.get("active", self.active_seconds),
+            "paused_seconds": clock.get("paused", self.paused_seconds),
+            "queue_seconds": clock.get("queued", self.queue_seconds),
+        }
         if (made := details.get("session")) is not None:
-            changed = replace(
-                changed,
-                task_id=event.task_id,
-                run_id=made.get("run_id") or self.execution_id,
-                attempt=made.get("attempt", 1),
-                parent_execution_id=made.get("parent"),
-                role_name=made.get("role"),
-                priority=made.get("priority", 5),
-                not_before=stamp(made["not_before"]) if made.get("not_before") else None,
-                owner=made.get("owner"),
-                generation=made.get("generation", 1),
-                created_at=at,
-            )
+            changes |= self._made(made) | {"task_id": event.task_id, "created_at": at}
         if (role := details.get("role")) is not None:
-            changed = replace(changed, role_name=role)
+            changes["role_name"] = role
         match new:
             case ExecutionStatus.PENDING:
-                changed = replace(changed, queued_at=at)
+                changes["queued_at"] = at
             case ExecutionStatus.PREPARING if self.started_at is None:
-                changed = replace(changed, started_at=at)
-            case ExecutionStatus.PAUSED:
-                changed = replace(changed, paused_at=at, paused_from=self.status)
+                changes["started_at"] = at
             case ExecutionStatus.RECOVERING:
-                changed = replace(changed, recovery_attempts=self.recovery_attempts + 1)
+                changes["recovery_attempts"] = self.recovery_attempts + 1
+            case ExecutionStatus.CANCELLING | ExecutionStatus.CANCELLED if self.cancellation_reason is None:
+                changes["cancellation_reason"] = details.get("reason", event.message)
             case _:
                 pass
-        if self.status is ExecutionStatus.PAUSED:
-            changed = replace(changed, paused_at=None, paused_from=None, resumed_at=at)
-        if new in (ExecutionStatus.CANCELLING, ExecutionStatus.CANCELLED) and self.cancellation_reason is None:
-            changed = replace(changed, cancellation_reason=details.get("reason", event.message))
+        if new is ExecutionStatus.PAUSED:
+            changes |= {"paused_at": at, "paused_from": self.status}
+        elif self.status is ExecutionStatus.PAUSED:
+            changes |= {"paused_at": None, "paused_from": None, "resumed_at": at}
         if new.is_terminal:
-            changed = replace(
-                changed,
-                completed_at=at,
-                current_phase=None,
-                phases=self._closed(event, new.value),
-                outcome=details.get("outcome") or {},
-            )
-        return changed
+            changes |= {"completed_at": at, "current_phase": None, "outcome": details.get("outcome") or {}}
+            changes["phases"] = self._closed(event, new.value)
+        return replace(self, **changes)
+
+    def _made(self, made: Mapping[str, Json]) -> dict[str, Any]:
+        """What the first change says of the session as such."""
+        return {
+            "run_id": made.get("run_id") or self.execution_id,
+            "attempt": made.get("attempt", 1),
+            "parent_execution_id": made.get("parent"),
+            "role_name": made.get("role"),
+            "priority": made.get("priority", 5),
+            "not_before": stamp(made["not_before"]) if made.get("not_before") else None,
+            "owner": made.get("owner"),
+            "generation": made.get("generation", 1),
+        }
 
     def _closed(self, event: ExecutionEvent, outcome: str) -> tuple[PhaseRecord, ...]:
         """The phases with the current one ended."""

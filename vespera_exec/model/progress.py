@@ -210,7 +210,7 @@ class Progress:
         if data is not None:
             overall = _state(data, at)
             if (shown := data["percentage"]) is not None:
-                reached = shown if seen.get("reset") or shown > reached else reached
+                reached = shown  # lower than before only after a reset: `accepted` refuses all else
         if seen:
             if (of_phase := seen.get("phase_progress")) is not None and event.phase is not None:
                 phases = {**phases, event.phase: _state(of_phase, at)}

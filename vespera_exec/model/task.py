@@ -48,7 +48,11 @@ class Task:
         self._record = Part(TaskRecord(task_id=id or new_id()))
         self._cancelled_status = cancelled_status
         self.execution = EnhancedTaskExecution(
-            ledger=self._ledger, record=self._record, on_end=self._session_ended, **execution_options
+            ledger=self._ledger,
+            record=self._record,
+            on_begin=self._doing,
+            on_end=self._session_ended,
+            **execution_options,
         )
         fields: dict[str, Json] = {
             "title": title,
@@ -82,7 +86,11 @@ class Task:
         task._cancelled_status = cancelled_status
         task._ledger.resume_at(record.task_id, record.sequence)
         task.execution = EnhancedTaskExecution(
-            ledger=task._ledger, record=task._record, on_end=task._session_ended, **execution_options
+            ledger=task._ledger,
+            record=task._record,
+            on_begin=task._doing,
+            on_end=task._session_ended,
+            **execution_options,
         )
         return task
 
@@ -173,9 +181,7 @@ class Task:
         Raises:
             AlreadyExecuting: one is active. Nothing has changed.
         """
-        with self._ledger:
-            self._doing()
-            return self.execution.start_new_session(self.id, role_name, enable_monitoring)
+        return self.execution.start_new_session(self.id, role_name, enable_monitoring)
 
     def enqueue_execution(self, role_name: str | None = None, **queueing: Any) -> ExecutionSession:
         """Queue a session (PENDING); the task is DOING.
@@ -183,9 +189,7 @@ class Task:
         Raises:
             AlreadyExecuting: one is active. Nothing has changed.
         """
-        with self._ledger:
-            self._doing()
-            return self.execution.enqueue_session(self.id, role_name, **queueing)
+        return self.execution.enqueue_session(self.id, role_name, **queueing)
 
     def remember_key(self, principal: str, operation: str, key: str, run_id: str | None = None) -> None:
         """Store, with the running decision, that this key has been used."""
@@ -213,7 +217,9 @@ class Task:
         self.update_status(TaskStatus.DOING, "Execution started")
 
     def _session_ended(self, session: ExecutionSession, retrying: bool) -> None:
-        """Within the decision that ended the session."""
+        """Within the decision that ended the session. Where somebody has moved the task meanwhile, that stands."""
+        if self.status is not TaskStatus.DOING:
+            return
         match session.lifecycle.status:
             case ExecutionStatus.COMPLETED:
                 self.update_status(TaskStatus.DONE, "Execution completed")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sqlite3
 from importlib import resources
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vespera_exec import __version__
 from vespera_exec.errors import Conflict, Fenced, StoreDamaged, StoreError, StoreTooNew, StoreUnavailable, VesperaError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BUSY_MS = 5000
 JOURNAL_SIZE_LIMIT = 16 * 1024 * 1024
 """What is left of the WAL file after a reset, in bytes."""
 
@@ -57,7 +61,7 @@ def open_for_reading(database: Path) -> sqlite3.Connection:
     """A connection that cannot write. It may be handed to one other thread."""
     connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA query_only = ON")
-    connection.execute("PRAGMA busy_timeout = 5000")
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     return connection
 
 
@@ -103,7 +107,7 @@ def _code(fault: sqlite3.Error) -> int | None:
 
 
 def _prepared(connection: sqlite3.Connection, database: Path) -> sqlite3.Connection:
-    connection.execute("PRAGMA busy_timeout = 5000")
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     migrations = _migrations()
     if version > len(migrations):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import orjson
 
-from vespera_exec.model.events import ExecutionEvent, Json
 from vespera_exec.model.jsonable import jsonable
+
+if TYPE_CHECKING:
+    from vespera_exec.model.events import ExecutionEvent, Json
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import aclosing
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import anyio
 import orjson
 
 from vespera_exec.model.events import ExecutionEvent, Json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 
 RING = 4096
 """Events that the feed holds in memory; older ones are read from the database."""
@@ -181,19 +184,35 @@ class Feed:
         task_id: str | None = None,
         execution_id: str | None = None,
         types: Collection[str] | None = None,
-    ) -> AsyncIterator[StoredEvent]:
+    ) -> AsyncGenerator[StoredEvent]:
         """History after the cursor `after`, then live, in order, without gap or repeat.
 
-        Takes the wake-up signal before it reads, so an event in between is seen. Never ends by itself.
+        Takes the wake-up signal before it reads, so an event in between is seen. Never ends by itself; close it
+        (`contextlib.aclosing`) when leaving early.
         """
+        bursts = self.bursts(after=after, task_id=task_id, execution_id=execution_id, types=types)
+        async with aclosing(bursts):
+            async for events in bursts:
+                for event in events:
+                    yield event
+
+    async def bursts(
+        self,
+        *,
+        after: int = 0,
+        task_id: str | None = None,
+        execution_id: str | None = None,
+        types: Collection[str] | None = None,
+    ) -> AsyncGenerator[list[StoredEvent]]:
+        """As `follow`, but all that has come since the last one at once; never empty, at most 500."""
         topic = self._enter(task_id, execution_id)
         try:
             while True:
                 version = topic.version
                 events, after = await self._next(after, task_id, execution_id, types, _PAGE)
-                for event in events:
-                    yield event
-                if not events and topic.version == version:
+                if events:
+                    yield events
+                elif topic.version == version:
                     await topic.news()
         finally:
             self._leave(topic, task_id, execution_id)

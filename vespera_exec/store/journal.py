@@ -7,18 +7,21 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Self, TypeVarTuple
+from typing import TYPE_CHECKING, Self, TypeVarTuple
 
 import anyio
 
 from vespera_exec.errors import StoreError, StoreUnavailable, VesperaError
-from vespera_exec.model.ledger import Batch
-from vespera_exec.store.feed import StoredEvent
 from vespera_exec.store.writer import Decision, Sample, Writer, prepared
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+    from pathlib import Path
+
+    from vespera_exec.model.ledger import Batch
+    from vespera_exec.store.feed import StoredEvent
 
 _GROUP = 4096
 """Decisions in one transaction at most."""
@@ -100,6 +103,7 @@ class Journal:
         self._broken: StoreError | None = None
         self._head = 0
         self._page_limit: int | None = None
+        self._checkpoint_above = _PASSIVE_PAGES
         self._counts = _Counts()
         self._writer: Writer | None = None
         self._thread = threading.Thread(target=self._main, name="vespera-journal")
@@ -429,8 +433,12 @@ class Journal:
         if samples:
             kept = writer.write_samples(samples)
             self._counts.dropped_samples += len(samples) - kept
-        if writer.pages_in_wal > _PASSIVE_PAGES and writer.checkpoint() > _RESTART_PAGES:
-            writer.checkpoint("RESTART")
+        if writer.pages_in_wal > self._checkpoint_above:
+            left = writer.checkpoint()
+            if left > _RESTART_PAGES:
+                left = writer.checkpoint("RESTART")
+            # What a reader holds back is not worth asking for at every commit.
+            self._checkpoint_above = left + _PASSIVE_PAGES
 
     def _tell(self, call: Callable[[*_Arguments], object], *arguments: *_Arguments) -> None:
         with suppress(RuntimeError):  # the loop is gone, and with it whoever would listen

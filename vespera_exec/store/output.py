@@ -14,18 +14,20 @@ import os
 import re
 import struct
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
-from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 
 from vespera_exec import paths
 from vespera_exec.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+    from pathlib import Path
 
 MASK = b"***"
 _MAGIC = b"VXO1"
@@ -198,7 +200,8 @@ class Output:
             self._file = None
         self._room = self._segment_size
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self._folder.parent, self._folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
             numbers = self._go_on() if self._numbers is None else self._numbers
             # A number left out says that something is missing there.
             number = numbers[-1] + (2 if self._disk_refused else 1) if numbers else 0

@@ -7,12 +7,9 @@ import binascii
 import sqlite3
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from pathlib import Path
-from typing import Any, Generic, Literal, Self, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 import aiosqlite
 import anyio
@@ -28,6 +25,11 @@ from vespera_exec.store import database
 from vespera_exec.store.encoding import micros, moment_of, with_cursor
 from vespera_exec.store.feed import StoredEvent
 from vespera_exec.store.writer import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
 
 PREFIX_LENGTH = 6
 """The shortest beginning of an id that stands for it."""
@@ -208,21 +210,9 @@ class Queries:
         return [_execution(row) for row in rows]
 
     async def unfinished(self) -> list[tuple[Lifecycle, Progress]]:
-        """What the last owner left, oldest first.
-
-        `Lifecycle.sequence` is that of the last event in the log, also where it changed no state: who takes
-        the execution over counts on from there.
-        """
-        rows = await self._rows(
-            "SELECT e.doc, p.doc, s.name, (SELECT max(sequence) FROM events WHERE stream = e.id) "
-            "FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id "
-            "WHERE e.ended = 0 ORDER BY e.id"
-        )
-        left: list[tuple[Lifecycle, Progress]] = []
-        for row in rows:
-            life, progress = _execution(row)
-            left.append((replace(life, sequence=row[3] or life.sequence), progress))
-        return left
+        """What the last owner left, oldest first."""
+        rows = await self._rows(f"{_EXECUTIONS} WHERE e.ended = 0 ORDER BY e.id")
+        return [_execution(row) for row in rows]
 
     async def list_tasks(
         self,

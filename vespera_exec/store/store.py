@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from vespera_exec import paths
-from vespera_exec.settings import Settings
 from vespera_exec.store.feed import Feed, StoredEvent
 from vespera_exec.store.journal import Journal
 from vespera_exec.store.output import Output, OutputFiles
 from vespera_exec.store.queries import Queries
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from vespera_exec.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

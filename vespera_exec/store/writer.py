@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import sqlite3
 import zlib
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cache
 from itertools import chain
-from pathlib import Path
-from typing import Any, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
 from vespera_exec.errors import Fenced, VesperaError
 from vespera_exec.model.enums import EventType
@@ -25,7 +22,13 @@ from vespera_exec.store import database
 from vespera_exec.store.encoding import encode, encode_event, micros, with_cursor
 from vespera_exec.store.feed import StoredEvent
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
+
 _REMEMBERED = 8192
+_READERS_WAIT_MS = 50
 _CHUNKS = (64, 16, 4, 1)
 _log = logging.getLogger(__name__)
 
@@ -160,10 +163,13 @@ class Writer:
     def checkpoint(self, mode: str = "PASSIVE") -> int:
         """Move what is committed into the database file; returns the pages that a reader kept in the WAL.
 
-        PASSIVE waits for nobody. Never in the way of a commit: it is called when the acknowledgements are out.
+        PASSIVE waits for nobody, the others a moment for readers. Never in the way of a commit: it is called
+        when the acknowledgements are out.
         """
         try:
+            self._db.execute(f"PRAGMA busy_timeout = {_READERS_WAIT_MS}")
             _, pages, moved = self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            self._db.execute(f"PRAGMA busy_timeout = {database.BUSY_MS}")
         except sqlite3.Error as fault:
             if not self._checkpoint_failed:
                 _log.warning("A checkpoint failed and will be repeated: %s", fault)

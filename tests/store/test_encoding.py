@@ -1,0 +1,61 @@
+"""Events as bytes: the one JSON shape, whatever they carry."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
+from vespera_exec.model.events import ExecutionEvent
+from vespera_exec.store.encoding import encode_event, micros, moment_of, with_cursor
+
+MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+
+
+@given(
+    st.builds(
+        ExecutionEvent,
+        event_type=st.sampled_from(EventType),
+        timestamp=MOMENTS,
+        task_id=st.text(max_size=9),
+        execution_id=st.none() | st.text(max_size=9),
+        sequence=st.integers(1, 10**9),
+        old_status=st.none() | st.sampled_from(ExecutionStatus),
+        new_status=st.none() | st.sampled_from(ExecutionStatus),
+        message=st.text(max_size=30),
+        phase=st.none() | st.sampled_from(ExecutionPhase),
+        level=st.none() | st.sampled_from(MessageLevel),
+        progress_data=st.none() | st.dictionaries(st.text(max_size=4), st.integers(0, 100), max_size=3),
+        details=st.dictionaries(st.text(max_size=4), st.integers(-(2**63), 2**63 - 1) | st.text(), max_size=3),
+    )
+)
+def test_the_stored_body_is_the_stream_message_without_its_cursor(event: ExecutionEvent) -> None:
+    message = event.to_stream_message()
+    stored = orjson.loads(encode_event(event))
+    assert {**stored, "cursor": None} == message
+    assert orjson.loads(with_cursor(encode_event(event), 7)) == {**stored, "cursor": 7}
+
+
+@pytest.mark.parametrize("strange", [object(), {1, 2}, "\ud800", 2**70, float("nan"), {1: 2}, b"\xff"])
+def test_what_json_cannot_hold_is_replaced_and_never_refused(strange: object) -> None:
+    event = ExecutionEvent(event_type=EventType.INFO, task_id="t", sequence=1, details={"strange": strange, "a": 1})
+    stored = orjson.loads(encode_event(event))
+    assert stored["details"]["a"] == 1
+    assert stored["task_id"] == "t"
+
+
+@given(MOMENTS)
+def test_a_stamp_comes_back_to_the_microsecond(moment: datetime) -> None:
+    stamp = micros(moment)
+    assert stamp is not None
+    assert moment_of(stamp) == moment
+    assert micros(moment.replace(tzinfo=None)) == stamp
+    assert micros(moment + timedelta(microseconds=1)) == stamp + 1
+
+
+def test_no_moment_is_no_stamp() -> None:
+    assert micros(None) is None

@@ -449,6 +449,23 @@ async def test_what_ran_when_the_owner_went_is_named_interrupted_and_what_waited
         assert (await done(vespera, waiting.task_id)).status == "completed"
 
 
+async def test_what_waited_runs_as_it_was_asked_for_and_the_log_does_not_tell_from_where(
+    opening: Opening, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    caller = Caller(cwd=str(place), env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"})
+    async with opening(max_concurrent=1) as vespera:
+        await vespera.execute_task(ME, command("sleep", "60"))
+        waiting = await vespera.execute_task(caller, python("import os; print(os.getcwd(), os.environ['LANG'])"))
+    async with opening(max_concurrent=2) as vespera:
+        assert (await done(vespera, waiting.task_id)).status == "completed"
+        assert (await vespera.read_output(ME, waiting.task_id)).text == f"{place} C.UTF-8\n"
+        told = str(await vespera.read_events(ME, waiting.task_id, max_events=1000))
+        assert str(place) not in told
+        assert os.environ["PATH"] not in told
+
+
 async def test_progress_of_a_run_is_monotonic_and_shows_100_only_at_the_end(vespera: Vespera) -> None:
     async def work(context: Any) -> str:
         for step in range(1, 6):

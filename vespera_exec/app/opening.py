@@ -17,6 +17,7 @@ from vespera_exec import paths
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.starting import Starter
 from vespera_exec.app.tasks import LiveTasks
+from vespera_exec.app.tokens import default_token
 from vespera_exec.engine.engine import Engine, EngineOptions
 from vespera_exec.engine.proctree import become_subreaper, sweep
 from vespera_exec.model.clock import SYSTEM_CLOCK
@@ -58,7 +59,8 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
     with OwnerLock.acquire(settings.data_dir, purpose=purpose, wait_seconds=waiting):
         # A daemon has no children but its own shims; an embedding program may have others.
         adopts = purpose == "daemon" and become_subreaper()
-        async with Store.open(settings) as store:
+        token = default_token(settings.data_dir)
+        async with Store.open(settings, mask=[token.encode()]) as store:
             unfinished = await store.queries.unfinished()
             dead = [life.execution_id for life, _ in unfinished]
             left = await anyio.to_thread.run_sync(sweep, dead) if dead else 0

@@ -467,7 +467,7 @@ class Vespera:
         """Take over an execution that a dead owner left. For the composition root, at the start."""
         record = await self._tasks.record(lifecycle.task_id)
         task = self._tasks.adopt(record, lifecycle, progress)
-        job = self._starter.take_over(task, lifecycle)
+        job = await self._starter.take_over(task, lifecycle)
         if job is not None:
             self._tasks.hold(task)
             self._engine.submit(job)

@@ -7,16 +7,19 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+import orjson
+
 from roles.execution import RoleExecutor
 from vespera_exec.app import checks, views
 from vespera_exec.engine.running import Job, Policy
 from vespera_exec.errors import AlreadyExecuting, ExecutionError, InvalidInput, PermissionDenied, RoleNotFound
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.events import Json, mapping
+from vespera_exec.model.ledger import RequestRecord
 from vespera_exec.model.principal import Caller
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from roles.definition import Role
     from roles.registry import RoleRegistry
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
 
 COMMAND_ROLE = "command"
 _LONGEST_GRACE_SECONDS = 4.0
-_REQUEST = "request"
-"""Where a task's execution context remembers who asked and from where, for an owner that comes later."""
 
 
 class Starter:
@@ -121,7 +122,7 @@ class Starter:
         given = task.inputs if request.inputs is None else request.inputs
         return self._enqueue(task, role, self._completed(caller, role, dict(given)), caller, request)
 
-    def take_over(self, task: Task, lifecycle: Lifecycle) -> Job | None:
+    async def take_over(self, task: Task, lifecycle: Lifecycle) -> Job | None:
         """What becomes of an execution whose owner died: a job where it goes on; else it ends, and says why."""
         session = task.execution.current_session
         if session is None:
@@ -129,8 +130,9 @@ class Starter:
         session.change_owner(self._owner)
         match lifecycle.status:
             case ExecutionStatus.PENDING:
+                asked = orjson.loads(await self._store.queries.get_request(lifecycle.run_id) or b"{}")
                 try:
-                    return self._job(task, session, self._roles.get(lifecycle.role_name or ""))
+                    return self._job(task, session, self._roles.get(lifecycle.role_name or ""), asked)
                 except (RoleNotFound, InvalidInput) as error:
                     session.fail(error)
             case ExecutionStatus.CANCELLING:
@@ -157,7 +159,7 @@ class Starter:
 
     def _enqueue(self, task: Task, role: Role, inputs: dict[str, Json], caller: Caller, request: views.Execute) -> Job:
         """The request's own values, who asked, and PENDING, in one decision."""
-        asked = {
+        asked: dict[str, Json] = {
             "principal": caller.principal,
             "scopes": sorted(caller.scopes),
             "over_tcp": caller.over_tcp,
@@ -171,14 +173,13 @@ class Starter:
                 priority=task.priority if request.priority is None else request.priority,
                 owner=self._owner,
             )
-            context = {**task.record.execution_context, _REQUEST: asked}
-            task.execution.change(inputs=inputs, execution_context=context)
+            task.execution.change(inputs=inputs)
+            task.ledger.keep(RequestRecord(run_id=session.run_id, body=orjson.dumps(asked)))
             if request.idempotency_key is not None:
                 task.remember_key(caller.principal, "execute", request.idempotency_key, session.run_id)
-        return self._job(task, session, role)
+        return self._job(task, session, role, asked)
 
-    def _job(self, task: Task, session: ExecutionSession, role: Role) -> Job:
-        asked = mapping(task.record.execution_context.get(_REQUEST))
+    def _job(self, task: Task, session: ExecutionSession, role: Role, asked: Mapping[str, Json]) -> Job:
         caller = Caller(
             principal=asked.get("principal", "local"),
             scopes=frozenset(asked.get("scopes", ())),

@@ -30,6 +30,17 @@ class ResultRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """Who asked for a run, from where and with which limits; kept apart from the log, which others read.
+
+    `body` is JSON text: what a later owner needs in order to start the run as it was asked for.
+    """
+
+    run_id: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotencyRecord:
     """That a principal's key has been used, and for what."""
 
@@ -41,7 +52,7 @@ class IdempotencyRecord:
 
 
 State = TaskRecord | Lifecycle | Progress
-Row = State | ResultRecord | IdempotencyRecord
+Row = State | ResultRecord | RequestRecord | IdempotencyRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +235,7 @@ class Ledger:
         self._undo.append((cell, cell.value))
         cell.value = value
 
-    def keep(self, row: ResultRecord | IdempotencyRecord) -> None:
+    def keep(self, row: ResultRecord | RequestRecord | IdempotencyRecord) -> None:
         """Store a row in the same transaction as the running decision."""
         self._rows.append(row)
 

@@ -154,6 +154,11 @@ class Queries:
         body, truncated = rows[0]
         return ResultRecord(execution_id=execution_id, body=body, truncated=bool(truncated))
 
+    async def get_request(self, run_id: str) -> bytes | None:
+        """The body of the run's `RequestRecord`, or None."""
+        rows = await self._rows("SELECT r.body FROM streams s JOIN requests r ON r.id = s.id WHERE s.name = ?", run_id)
+        return rows[0][0] if rows else None
+
     async def find_idempotent(self, principal: str, operation: str, key: str) -> IdempotencyRecord | None:
         """What this principal's key has been used for, or None."""
         rows = await self._rows(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 from vespera_exec.errors import Fenced, VesperaError
 from vespera_exec.model.enums import EventType
 from vespera_exec.model.jsonable import clean_text
-from vespera_exec.model.ledger import Batch, IdempotencyRecord, ResultRecord, Row
+from vespera_exec.model.ledger import Batch, IdempotencyRecord, RequestRecord, ResultRecord, Row
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
@@ -98,6 +98,7 @@ class _Rows:
     executions: dict[int, Lifecycle] = field(default_factory=dict[int, Lifecycle])
     progress: dict[int, Progress] = field(default_factory=dict[int, Progress])
     results: dict[int, ResultRecord] = field(default_factory=dict[int, ResultRecord])
+    requests: list[SqlRow] = field(default_factory=list[SqlRow])
     keys: list[SqlRow] = field(default_factory=list[SqlRow])
 
 
@@ -297,6 +298,8 @@ class Writer:
                 rows.tasks[self._stream(rows, row.task_id, row.task_id)] = row
             case ResultRecord():
                 rows.results[self._stream(rows, row.execution_id, "")] = row
+            case RequestRecord():
+                rows.requests.append((self._stream(rows, row.run_id, ""), row.body))
             case IdempotencyRecord():
                 rows.keys.append((row.principal, row.operation, row.key, row.task_id, row.run_id))
             case _:
@@ -312,6 +315,7 @@ class Writer:
         self._insert(_EXECUTIONS, executions)
         self._insert(_PROGRESS, [_progress_row(*each) for each in rows.progress.items()])
         self._insert(_RESULTS, [_result_row(*each) for each in rows.results.items()])
+        self._insert(_REQUESTS, rows.requests)
         self._insert(_KEYS, rows.keys)
 
     def _insert(self, statement: _Statement, rows: Sequence[SqlRow]) -> None:
@@ -418,6 +422,7 @@ _EXECUTIONS = _Statement(
 )
 _PROGRESS = _Statement("progress", "id, percentage, message, doc", updates=True)
 _RESULTS = _Statement("results", "id, truncated, size, body", updates=True)
+_REQUESTS = _Statement("requests", "id, body")
 _KEYS = _Statement("idempotency", "principal, operation, key, task_id, run_id")
 _SAMPLES = _Statement("samples", "execution, at, metric, value")
 

@@ -96,6 +96,12 @@ CREATE TABLE results (
     body BLOB NOT NULL
 ) STRICT;
 
+-- Who asked for a run; nobody but the owner reads it.
+CREATE TABLE requests (
+    id INTEGER PRIMARY KEY,         -- the stream of the run's first execution
+    body BLOB NOT NULL
+) STRICT;
+
 CREATE TABLE idempotency (
     principal TEXT NOT NULL,
     operation TEXT NOT NULL,

@@ -34,6 +34,20 @@ _STATUS_SECONDS = 0.5
 _PROCESS_SECONDS = 10.0
 _MOST_FILES = 20_000
 _LONG_COMMAND = ["sh", "-c", "sleep 300 & sleep 300"]
+_WORK_SECONDS = 3.0
+_WORK = """
+import hashlib, json, os, sys, time
+report = open(int(os.environ["VESPERA_PROGRESS_FD"]), "w", buffering=1)
+chunk, total, seconds, hashed = os.urandom(1 << 20), 30, float(sys.argv[1]), 0
+for done in range(1, total + 1):
+    until = time.monotonic() + seconds / total
+    while time.monotonic() < until:
+        hashlib.sha256(chunk).digest()
+        hashed += 1
+    report.write(json.dumps({"done": done, "total": total, "message": f"{hashed} MiB hashed"}) + "\\n")
+print(f"{hashed} MiB hashed")
+"""
+"""Real work that reports how far it is, long enough for an ETA and for measures of its use."""
 _PROMISED = (
     "get_task_execution_status",
     "stream_task_execution_events",
@@ -154,25 +168,44 @@ class _Demo:
         if missing := [name for name in _PROMISED if name not in tools]:
             raise DemoFailed(f"the server lacks the tools {', '.join(missing)}")
         self._held("server started, tools listed")
-        await self._survey(client)
+        surveyed = await self._survey(client)
+        await self._watch(client)
+        await self._read(client, surveyed)
         await self._cancel(client)
 
-    async def _survey(self, client: Client) -> None:
+    async def _survey(self, client: Client) -> dict[str, Json]:
         self.screen.heading(f"1. Survey {shown(self.folder, 100)}")
         asked: dict[str, Json] = {
             "title": f"Survey {self.folder.name or self.folder}"[:200],
             "role": "survey",
             "inputs": {"path": str(self.folder), "max_files": _MOST_FILES},
         }
+        handle = await self._executed(client, asked)
+        self._held("survey executed, watched live")
+        return handle
+
+    async def _watch(self, client: Client) -> None:
+        self.screen.heading("2. Watch work that takes a moment: progress, ETA, use of the machine")
+        asked: dict[str, Json] = {
+            "title": "Hash for three seconds",
+            "role": "command",
+            "inputs": {"argv": [sys.executable, "-c", _WORK, str(_WORK_SECONDS)]},
+        }
+        await self._executed(client, asked)
+        self._held("command executed, with its ETA and its use of the machine")
+
+    async def _executed(self, client: Client, asked: dict[str, Json]) -> dict[str, Json]:
+        """The handle, once the task has been executed before our eyes."""
         handle = await self._call(client, "execute_task", asked, show=True)
         state = await self._follow(client, handle)
         self.screen.ended(state)
         self.screen.say(f"  {ending(state)}; peak use: {_peaks(state)}")
         if state.status != "completed":
-            raise DemoFailed(f"the survey was {ending(state)}")
-        self._held("survey executed, watched live")
+            raise DemoFailed(f"{asked['title']}: {ending(state)}")
+        return handle
 
-        self.screen.heading("2. What an agent sees")
+    async def _read(self, client: Client, handle: Mapping[str, Json]) -> None:
+        self.screen.heading("3. What an agent sees")
         task = {"task_id": handle["task_id"]}
         page: dict[str, Json] = {**task, "cursor": handle["cursor"], "max_events": 2}
         await self._call(client, "stream_task_execution_events", page, show=True)
@@ -185,7 +218,7 @@ class _Demo:
             self.screen.say(f"  {line}")
 
     async def _cancel(self, client: Client) -> None:
-        self.screen.heading("3. Cancel means gone")
+        self.screen.heading("4. Cancel means gone")
         asked: dict[str, Json] = {
             "title": "A command that would take five minutes",
             "role": "command",

@@ -1,15 +1,19 @@
-"""The command line: each command parses, asks the daemon, shows the answer."""
+"""The command line: each command parses, asks the daemon, shows the answer.
+
+click and not typer, because typer's parameters are validated by pydantic, which costs more than all the rest
+of a command that merely asks.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from vespera_exec import __version__, paths
 from vespera_exec.cli import output, pages
@@ -19,30 +23,22 @@ from vespera_exec.errors import InvalidInput, VesperaError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vespera_exec.cli.state import Shown
+    from vespera_exec.cli.config import ClientName
     from vespera_exec.model.events import Json
 
 OURS = 125
 """The exit code of our own errors; `run` exits with the work's own code otherwise."""
+USAGE = 2
+NOT_RUNNING = 3
 INTERRUPTED = 130
 READER_GONE = 141
 
 _WATCH_SECONDS = 0.2
 _CANCEL_WAIT_MS = 10_000
 
-app = typer.Typer(
-    name="vespera-exec",
-    help="Runs long work for AI agents and never loses sight of it.\n\n"
-    "Without arguments and with a pipe on stdin, this is the MCP server (stdio).",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-daemon_app = typer.Typer(help="The background process that owns a data directory.", no_args_is_help=True)
-app.add_typer(daemon_app, name="daemon")
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document (a line each where it follows).")]
-AnyId = Annotated[str, typer.Argument(metavar="ID", help="A task, a session, or the first six characters of either.")]
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document (a line each where it follows).")
+_id = click.argument("any_id", metavar="ID")
+_follow = click.option("--follow", "-f", is_flag=True, help="Until the run has ended.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VesperaError as error:
         output.failure(error)
         code = OURS
-    except KeyboardInterrupt:
+    except click.exceptions.NoArgsIsHelpError as error:
+        output.remark(error.format_message())
+        code = USAGE
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "vespera-exec"
+        output.failure(DaemonError("USAGE", error.format_message().rstrip("."), f"see {where} --help"))
+        code = USAGE
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except (KeyboardInterrupt, click.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
         output.forget_stdout()
@@ -63,112 +68,109 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The program's boundary: whatever else went wrong is our fault, and a traceback helps no user.
         if os.environ.get("VESPERA_DEBUG"):
             raise
-        output.failure(
-            DaemonError(
-                "INTERNAL_ERROR", f"{type(fault).__name__}: {fault}", "VESPERA_DEBUG=1 shows where; please report it"
-            )
-        )
+        what = f"{type(fault).__name__}: {fault}"
+        output.failure(DaemonError("INTERNAL_ERROR", what, "VESPERA_DEBUG=1 shows where; please report it"))
         code = OURS
     return code if output.flush() else code or READER_GONE
 
 
 def _invoke(arguments: list[str]) -> int:
-    # typer drops a "--", and with it the difference between a title and a command.
+    # click drops a "--", and with it the difference between a title and a command.
     command: list[str] | None = None
     if "--" in arguments:
         at = arguments.index("--")
         if "run" in arguments[:at]:
             arguments, command = arguments[:at], arguments[at + 1 :]
-    try:
-        typer.main.get_command(app).main(args=arguments, prog_name="vespera-exec", obj=command)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    return 0
+    with cli.make_context("vespera-exec", arguments, obj=command) as context:
+        code: int | None = cli.invoke(context)
+    return code or 0
 
 
-@app.callback(invoke_without_command=True)
-def start(
-    context: typer.Context,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--data-dir", help="Where everything is kept; else VESPERA_DATA_DIR, else .vespera in the project."
-        ),
-    ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-) -> None:
-    if version:
-        output.line(f"vespera-exec {__version__}")
-    elif context.invoked_subcommand is None:
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--data-dir", metavar="FOLDER", help="Where everything is kept; else VESPERA_DATA_DIR, else by project.")
+@click.version_option(__version__, prog_name="vespera-exec", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context, data_dir: str | None) -> None:
+    """Runs long work for AI agents and never loses sight of it.
+
+    Without arguments and with a pipe on stdin, this is the MCP server (stdio).
+    """
+    if data_dir is not None:
+        os.environ["VESPERA_DATA_DIR"] = data_dir
+    if context.invoked_subcommand is None:
         output.line(context.get_help())
-    else:
-        if data_dir is not None:
-            os.environ["VESPERA_DATA_DIR"] = str(data_dir)
-        return
-    raise typer.Exit
 
 
-@app.command()
+@cli.command()
+@click.argument("title_words", metavar="[TITLE]... | -- COMMAND...", nargs=-1)
+@click.option("--role", help="Who does it; see `roles`.")
+@click.option("--input", "given", metavar="NAME=VALUE", multiple=True, help="Also NAME=@FILE and NAME:=JSON.")
+@click.option("--title", help="The title; else the words given.")
+@click.option("--description", default="", help="The task in full; data, never executed.")
+@click.option("--priority", type=click.IntRange(0, 10), help="0 to 10, higher first.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Time of work until it is ended.")
+@click.option("--key", help="Idempotency key: the same key starts nothing twice.")
+@click.option("--detach", "-d", is_flag=True, help="Print the ids and return.")
+@click.option("--quiet", "-q", is_flag=True, help="Only the work's own output.")
+@_json
+@click.pass_obj
 def run(
-    context: typer.Context,
-    title: Annotated[list[str] | None, typer.Argument(metavar="[TITLE]... | -- COMMAND...", show_default=False)] = None,
-    role: Annotated[str | None, typer.Option(help="Who does it; see `roles`.")] = None,
-    given: Annotated[
-        list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="NAME=@FILE, NAME:=JSON.")
-    ] = None,
-    title_option: Annotated[str | None, typer.Option("--title", help="The title; else the words given.")] = None,
-    description: Annotated[str, typer.Option(help="The task in full; data, never executed.")] = "",
-    priority: Annotated[int | None, typer.Option(help="0 to 10, higher first.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds of work until it is ended.")] = None,
-    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key starts nothing twice.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Print the ids and return.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the work's own output.")] = False,
-    as_json: AsJson = False,
-) -> None:
+    command: list[str] | None,
+    *,
+    title_words: tuple[str, ...],
+    role: str | None,
+    given: tuple[str, ...],
+    title: str | None,
+    description: str,
+    priority: int | None,
+    timeout: float | None,
+    key: str | None,
+    detach: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
     """Execute a role or a command, and watch it.
 
-    run --role survey --input path=src "Survey the sources"
-
-    run -- pytest -q
+    \b
+    vespera-exec run --role survey --input path=src "Survey the sources"
+    vespera-exec run -- pytest -q
 
     Shows progress and the work's output, and exits with the work's own status; 124 timed out, 125 our own
     error, 130 cancelled. Ctrl-C cancels, a second one leaves. The work gets no stdin.
     """
     from vespera_exec.cli import starting
 
-    command: list[str] | None = context.obj
     wanted = starting.Wanted(
         role=role,
         command=command,
-        given=given or [],
-        title=title_option or " ".join(title or []),
+        given=list(given),
+        title=title or " ".join(title_words),
         description=description,
         priority=priority,
         timeout=timeout,
         key=key,
     )
     with _daemon() as daemon:
-        if detach:
-            handle = starting.execute(daemon, wanted)
-            if as_json:
-                output.document(handle)
-            else:
-                output.line(f"task {handle['task_id']}")
-                output.line(f"session {handle['session_id']}")
-            return
-        code = starting.execute_and_follow(daemon, wanted, quiet=quiet, as_json=as_json)
-    raise typer.Exit(code)
+        if not detach:
+            return starting.execute_and_follow(daemon, wanted, quiet=quiet, as_json=as_json)
+        handle = starting.execute(daemon, wanted)
+    if as_json:
+        output.document(handle)
+    else:
+        output.lines([f"task {handle['task_id']}", f"session {handle['session_id']}"])
+    return 0
 
 
-@app.command("list")
+@cli.command("list")
+@click.option("--status", help="Of a task or an execution: running, failed, done, ...")
+@click.option("--role")
+@click.option("--text", help="Part of the title.")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
+@click.option("--page", help="As the last list named it.")
+@click.option("--all", "every", is_flag=True, help="All pages.")
+@_json
 def list_tasks(
-    status: Annotated[str | None, typer.Option(help="Of a task or an execution: running, failed, done, …")] = None,
-    role: Annotated[str | None, typer.Option()] = None,
-    text: Annotated[str | None, typer.Option(help="Part of the title.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
-    page: Annotated[str | None, typer.Option(help="As the last list named it.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All pages.")] = False,
-    as_json: AsJson = False,
+    *, status: str | None, role: str | None, text: str | None, limit: int, page: str | None, every: bool, as_json: bool
 ) -> None:
     """The tasks, newest change first."""
     with _daemon() as daemon:
@@ -183,13 +185,12 @@ def list_tasks(
         output.lines(pages.task_list(found, output.width()))
 
 
-@app.command()
-def status(
-    any_id: AnyId,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Until it has ended.")] = False,
-    detail: Annotated[bool, typer.Option("--detail", help="Usage, phases and the last events, too.")] = False,
-    as_json: AsJson = False,
-) -> None:
+@cli.command()
+@_id
+@click.option("--watch", "-w", is_flag=True, help="Until it has ended.")
+@click.option("--detail", is_flag=True, help="Usage, phases and the last events, too.")
+@_json
+def status(*, any_id: str, watch: bool, detail: bool, as_json: bool) -> None:
     """Where a task stands."""
     flag = "true" if detail else None
     with _daemon() as daemon:
@@ -208,14 +209,13 @@ def status(
         output.lines(pages.status(view))
 
 
-@app.command()
-def events(
-    any_id: AnyId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run has ended.")] = False,
-    cursor: Annotated[int, typer.Option(min=0, help="Only what came after this one.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many; of a page, with --follow.")] = 100,
-    as_json: AsJson = False,
-) -> None:
+@cli.command()
+@_id
+@_follow
+@click.option("--cursor", type=click.IntRange(0), default=0, help="Only what came after this one.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
+@_json
+def events(*, any_id: str, follow: bool, cursor: int, limit: int, as_json: bool) -> None:
     """What happened, event by event."""
     with _daemon() as daemon:
         path = f"/tasks/{segment(any_id)}/events"
@@ -237,8 +237,10 @@ def events(
         output.remark(f"vespera-exec: there may be more; --cursor {page['next_cursor']}")
 
 
-@app.command()
-def result(any_id: AnyId, as_json: AsJson = False) -> None:
+@cli.command()
+@_id
+@_json
+def result(*, any_id: str, as_json: bool) -> None:
     """What a run returned."""
     with _daemon() as daemon:
         found = daemon.get(f"/tasks/{segment(any_id)}/result")
@@ -255,13 +257,12 @@ def result(any_id: AnyId, as_json: AsJson = False) -> None:
         output.line(pages.result(found["result"]))
 
 
-@app.command()
-def logs(
-    any_id: AnyId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run has ended.")] = False,
-    stream: Annotated[Literal["combined", "stdout", "stderr"], typer.Option()] = "combined",
-    as_json: AsJson = False,
-) -> None:
+@cli.command()
+@_id
+@_follow
+@click.option("--stream", type=click.Choice(["combined", "stdout", "stderr"]), default="combined", show_default=True)
+@_json
+def logs(*, any_id: str, follow: bool, stream: str, as_json: bool) -> None:
     """What the work wrote, as it is."""
     with _daemon() as daemon:
         pieces = _output(daemon, any_id, stream, follow=follow)
@@ -281,29 +282,28 @@ def logs(
                 output.raw(sys.stdout, page["text"])
 
 
-@app.command()
-def cancel(
-    any_id: AnyId,
-    reason: Annotated[str, typer.Option()] = "User requested",
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it is gone.")] = False,
-    as_json: AsJson = False,
-) -> None:
+@cli.command()
+@_id
+@click.option("--reason", default="User requested", show_default=True)
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is gone.")
+@_json
+def cancel(*, any_id: str, reason: str, no_wait: bool, as_json: bool) -> int:
     """Stop a run, with everything it started."""
     body = {"reason": reason, "wait_ms": 0 if no_wait else _CANCEL_WAIT_MS}
     with _daemon() as daemon:
         answer = daemon.post(f"/tasks/{segment(any_id)}/cancel", body).body
     if as_json:
         output.document(answer)
-        if not answer["success"]:
-            raise typer.Exit(OURS)
-    elif answer["success"]:
-        output.line(pages.cancelled(answer))
-    else:
+        return 0 if answer["success"] else OURS
+    if not answer["success"]:
         raise DaemonError("NOT_CANCELLED", f"{answer['message']}: {answer['reason']}")
+    output.line(pages.cancelled(answer))
+    return 0
 
 
-@app.command()
-def roles(as_json: AsJson = False) -> None:
+@cli.command()
+@_json
+def roles(*, as_json: bool) -> None:
     """Who may do the work."""
     with _daemon() as daemon:
         found = daemon.get("/roles")
@@ -315,12 +315,16 @@ def roles(as_json: AsJson = False) -> None:
         output.remark(f"vespera-exec: {_said(problem)}")
 
 
-@app.command("mcp-config")
-def mcp_config(
-    client: Annotated[Literal["claude-code", "cursor", "vscode", "generic"], typer.Option()] = "claude-code",
-    http: Annotated[bool, typer.Option("--http", help="By URL and token instead of as a child process.")] = False,
-    as_json: AsJson = False,
-) -> None:
+@cli.command("mcp-config")
+@click.option(
+    "--client",
+    type=click.Choice(["claude-code", "cursor", "vscode", "generic"]),
+    default="claude-code",
+    show_default=True,
+)
+@click.option("--http", is_flag=True, help="By URL and token instead of as a child process.")
+@_json
+def mcp_config(*, client: ClientName, http: bool, as_json: bool) -> None:
     """A ready configuration for an MCP client, with absolute paths."""
     from vespera_exec.cli import config
 
@@ -338,18 +342,16 @@ def mcp_config(
     if as_json:
         output.json_line(made)
         return
-    import json
-
     output.line(json.dumps(made, indent=2))
     output.remark(f"vespera-exec: this belongs into {config.where(client)}")
     if http and not os.environ.get("VESPERA_TCP_PORT"):
         output.remark("vespera-exec: the port changes with each daemon; set VESPERA_TCP_PORT to keep it")
 
 
-@app.command()
-def token(
-    show: Annotated[bool, typer.Option("--show", help="The token itself.")] = False, as_json: AsJson = False
-) -> None:
+@cli.command()
+@click.option("--show", is_flag=True, help="The token itself.")
+@_json
+def token(*, show: bool, as_json: bool) -> None:
     """Where the token of the TCP door is kept."""
     data_dir = _data_dir()
     paths.create_data_dir(data_dir)
@@ -361,16 +363,23 @@ def token(
         output.line(value if show else path)
 
 
-@app.command()
-def demo(path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="The folder to survey.")] = None) -> None:
+@cli.command()
+@click.argument("path", metavar="[PATH]", default=".")
+def demo(*, path: str) -> int:
     """See it work, with a real MCP client."""
     from vespera_exec.cli.demo import show
 
-    raise typer.Exit(show(path or Path.cwd()))
+    return show(Path(path))
 
 
-@daemon_app.command("start")
-def daemon_start(as_json: AsJson = False) -> None:
+@cli.group("daemon", no_args_is_help=True)
+def daemon_commands() -> None:
+    """The background process that owns a data directory."""
+
+
+@daemon_commands.command("start")
+@_json
+def daemon_start(*, as_json: bool) -> None:
     """Start the daemon, where none runs."""
     with _daemon() as daemon:
         start_daemon(daemon.data_dir, os.environ)
@@ -378,8 +387,9 @@ def daemon_start(as_json: AsJson = False) -> None:
     _show_daemon(view, as_json=as_json)
 
 
-@daemon_app.command("status")
-def daemon_status(as_json: AsJson = False) -> None:
+@daemon_commands.command("status")
+@_json
+def daemon_status(*, as_json: bool) -> int:
     """Ask the daemon how it is; starts none. Exit code 3 when none runs."""
     from vespera_exec.cli import owner
 
@@ -387,19 +397,18 @@ def daemon_status(as_json: AsJson = False) -> None:
     view = owner.running(data_dir)
     if view is not None:
         _show_daemon(view, as_json=as_json)
-        return
+        return 0
     if as_json:
         output.document({"daemon": None, "data_dir": str(data_dir)})
     else:
         output.line(f"not running: {_said(data_dir)}")
-    raise typer.Exit(3)
+    return NOT_RUNNING
 
 
-@daemon_app.command("stop")
-def daemon_stop(
-    force: Annotated[bool, typer.Option("--force", help="Also when executions are running.")] = False,
-    as_json: AsJson = False,
-) -> None:
+@daemon_commands.command("stop")
+@click.option("--force", is_flag=True, help="Also when executions are running.")
+@_json
+def daemon_stop(*, force: bool, as_json: bool) -> None:
     """Stop the daemon. What waits is kept; what runs would be interrupted, so that needs --force."""
     from vespera_exec.cli import owner
 
@@ -479,8 +488,8 @@ def _output(daemon: Daemon, any_id: str, stream: str, *, follow: bool) -> Iterat
         if page["eof"] and follow:
             view = daemon.get(path)
             if not view["done"] and view["session_id"] == session:
-                with suppress(KeyError):
-                    daemon.get(f"{path}/events", cursor=view["cursor"], wait_ms=1000, max_events=1)
+                # Between two attempts: the next one shows itself as an event.
+                daemon.get(f"{path}/events", cursor=view["cursor"], wait_ms=1000, max_events=1)
                 continue
             if view["session_id"] == session:
                 return

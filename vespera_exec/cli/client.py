@@ -9,7 +9,6 @@ import os
 import re
 import select
 import socket
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
@@ -28,6 +27,12 @@ _ANSWER_SECONDS = 30.0  # beyond the wait that was asked for
 _PROBLEM = "application/problem+json"
 # How the daemon says on its last line why it does not start.
 _LAST_WORDS = re.compile(r"vespera-exec: (?P<message>.*) \((?P<code>[A-Z][A-Z_]+)\);? ?(?P<hint>.*)\Z", re.DOTALL)
+
+_COMMAND_OF_TOOL = {
+    "list_tasks": "`vespera-exec list`",
+    "list_roles": "`vespera-exec roles`",
+    "execute_task": "`vespera-exec run`",
+}
 
 
 class DaemonError(VesperaError):
@@ -238,6 +243,8 @@ class Polls:
 
 
 class UnixConnection(http.client.HTTPConnection):
+    """HTTP over the socket at `path`."""
+
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=_ANSWER_SECONDS)
         self._path = os.fspath(path)
@@ -269,9 +276,12 @@ def received(connection: http.client.HTTPConnection) -> Answer:
 
     Raises:
         DaemonError: it is a refusal.
+        ConnectionError, http.client.HTTPException: it was cut off.
     """
     response = connection.getresponse()
     data = response.read()
+    if not data and response.status != 204:
+        raise http.client.IncompleteRead(data)  # a head that was cut off reads as one without a body
     kind = response.headers.get_content_type()
     if kind == _PROBLEM or (response.status >= 400 and kind != "application/json"):
         raise _problem(response.status, data)
@@ -309,14 +319,6 @@ def segment(any_id: str) -> str:
     return quote(any_id, safe="")
 
 
-def until(deadline: float) -> bool:
-    """Waits a moment; False when the deadline (monotonic seconds) has passed. For what gives no signal."""
-    if time.monotonic() >= deadline:
-        return False
-    time.sleep(0.01)
-    return True
-
-
 def _place(cwd: str, environ: Mapping[str, str]) -> dict[str, str]:
     allowed = {name: environ[name] for name in paths.CALLER_ENV if name in environ}
     try:
@@ -339,9 +341,16 @@ def _encoded(body: Mapping[str, Json]) -> bytes:
 def _problem(status: int, data: bytes) -> DaemonError:
     try:
         said = json.loads(data)
-        return DaemonError(str(said["error_code"]), str(said["detail"]), str(said.get("hint") or ""))
+        return DaemonError(str(said["error_code"]), str(said["detail"]), _our_words(str(said.get("hint") or "")))
     except (ValueError, KeyError, TypeError, AttributeError):
         return DaemonError("HTTP_ERROR", f"the daemon answered {status}", "is another program on its socket?")
+
+
+def _our_words(hint: str) -> str:
+    """A hint that names MCP tools, with the commands that do the same."""
+    for tool, command in _COMMAND_OF_TOOL.items():
+        hint = hint.replace(tool, command)
+    return hint
 
 
 def _gone(data_dir: Path) -> DaemonUnavailable:

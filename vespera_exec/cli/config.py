@@ -46,7 +46,7 @@ def stdio_config(client: ClientName, *, data_dir: Path | None = None) -> dict[st
     server: dict[str, Json] = {"command": command, "args": args}
     if data_dir is not None:
         server["env"] = {"VESPERA_DATA_DIR": str(data_dir)}
-    if client in ("claude-code", "vscode"):
+    if client == "vscode":
         server = {"type": "stdio", **server}
     return _wrapped(client, server)
 

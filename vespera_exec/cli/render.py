@@ -15,7 +15,7 @@ from rich.text import Text
 
 from vespera_exec.cli import output
 from vespera_exec.cli.state import ENDED
-from vespera_exec.cli.text import cells, duration, percent, shown
+from vespera_exec.cli.text import cells, duration, fit, percent, shown
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;]*m")
 _KEPT = 4096
+_COLUMNS = 6
+_LEAST_MESSAGE = 16
 
 
 class Footer:
@@ -78,9 +80,9 @@ class Footer:
 
     def render(self, state: Shown) -> str:
         """The footer as a line of text."""
-        width = self._width - 1  # the last column would make the terminal wrap
+        width = self._console.width = self._width - 1  # the last column would make the terminal wrap
         with self._console.capture() as captured:
-            self._console.print(_line(state, self._spinner, width), width=width, end="", crop=True, no_wrap=True)
+            self._console.print(_line(state, self._spinner, width), end="", crop=True, no_wrap=True)
         return captured.get().rstrip("\n").split("\n")[0]
 
     @property
@@ -122,22 +124,28 @@ def bar(percentage: float | None, *, width: int) -> ProgressBar:
 
 def _line(state: Shown, spinner: Spinner, width: int) -> Table:
     grid = Table.grid(padding=(0, 1))
-    beside = [each for each in (state.usage, f"ETA {state.eta}" if state.eta else "", duration(state.elapsed)) if each]
-    tail = " · ".join(beside)
     what = state.phase if state.status == "running" and state.phase else state.status
-    spare = width - 2 - len(what) - 2 - len(tail) - 6
-    bar_width = max(min(30, spare // 2), 6)
-    room = spare - bar_width - 2
-    if room < 4:
-        tail, room = "", max(width - 2 - len(what) - 8 - bar_width, 0)
-    for _ in range(6):
+    spare = width - len(what) - len("100 %") - 1 - _COLUMNS + 1  # 1 for the spinner, 1 between two columns
+    bar_width = max(min(30, spare // 4), 6)
+    tail = _tail(state, spare - bar_width - min(cells(state.message), _LEAST_MESSAGE))
+    room = spare - bar_width - len(tail)
+    for _ in range(_COLUMNS):
         grid.add_column(no_wrap=True, overflow="crop")
     grid.add_row(
         spinner,
         Text(what, style="cyan"),
         bar(state.percentage, width=bar_width),
         Text(percent(state.percentage) or "  ", style="bold"),
-        Text(shown(state.message, max(room, 1)) if room else ""),
+        Text(fit(shown(state.message), room) if room > 0 else ""),
         Text(tail, style="dim"),
     )
     return grid
+
+
+def _tail(state: Shown, room: int) -> str:
+    """As much of usage, ETA and elapsed time as there is room for; the ETA goes last."""
+    eta = f"ETA {state.eta}" if state.eta else ""
+    for parts in ((state.usage, eta, duration(state.elapsed)), (state.usage, eta), (eta,)):
+        if len(tail := " · ".join(part for part in parts if part)) <= room:
+            return tail
+    return ""

@@ -94,7 +94,8 @@ def execute_and_follow(daemon: Daemon, wanted: Wanted, *, quiet: bool, as_json: 
         try:
             follower.follow(interrupts)
         except KeyboardInterrupt:
-            shown.say(f"vespera-exec: left; it goes on without us: vespera-exec status {task_id}")
+            what = "the cancel" if interrupts.count > 1 else "the work"
+            shown.say(f"vespera-exec: left; {what} goes on without us: vespera-exec status {task_id}")
             return _INTERRUPTED
         except ReaderGone:
             output.forget_stdout()
@@ -113,7 +114,7 @@ def execute_and_follow(daemon: Daemon, wanted: Wanted, *, quiet: bool, as_json: 
     result = ended["result"]
     if _is_of_a_process(result):
         result = result.get("result")
-    if result is not None:
+    if result is not None and state.status == "completed":
         output.line(pages.result(result))
         sys.stdout.flush()
     if not quiet or (code and state.outcome.get("returncode") is None):

@@ -22,7 +22,8 @@ from vespera_exec.app.callers import current_caller
 from vespera_exec.errors import DaemonUnavailable
 from vespera_exec.model.principal import Caller
 from vespera_exec.server.bridge import preamble
-from vespera_exec.server.connections import Connection, McpSocket, serve_connection, serve_mcp_socket
+from vespera_exec.server.connections import Connection, McpSocket, serve_mcp_socket
+from vespera_exec.server.conversation import serve_connection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -426,8 +426,8 @@ class Vespera:
         assert found.life is not None
         assert found.progress is not None
         life, session = found.life, found.session
-        usage = present.peaks(life)
-        if session is not None and not life.status.is_terminal:
+        usage = present.peaks(life) if detail else {}
+        if detail and session is not None and not life.status.is_terminal:
             peaks = session.peak_resource_usage
             usage = {
                 kind.value: views.UsageView(

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from vespera_exec.store.store import Store
 
 _LONGEST_ID = 100
-_HOT_EVENTS = 32
-"""Kept in memory per session; the database has all."""
+_HOT_EVENTS = 8
+"""Kept in memory per session, for an embedding program that asks the session itself; the doors read the feed,
+whose ring holds the last events of all, encoded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
-import structlog
 
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import ResourceType
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-log = structlog.stdlib.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 # After a watch begins its first sample is sought at these times: a short run has one as well.
 _FIRST_LOOKS = (0.1, 0.2, 0.4, 0.8)
@@ -123,7 +123,7 @@ class UsageSampler:
                 self._trees.refresh((watch.tree,))
             self._sample(watch)
         except OSError:
-            log.warning("last_usage_sample_failed", key=watch.key, exc_info=True)
+            log.warning("last_usage_sample_failed", extra={"key": watch.key}, exc_info=True)
         finally:
             del self._watches[watch]
             self._trees.remove(watch.tree)
@@ -213,7 +213,7 @@ class UsageSampler:
             watch.on_sample(sample)
         except Exception:
             # The sampler's boundary: one listener's fault must not end it for all.
-            log.exception("usage_listener_failed", key=watch.key)
+            log.exception("usage_listener_failed", extra={"key": watch.key})
 
     def _values(self, watch: Watch, footprint: Footprint) -> dict[ResourceType, float]:
         tree, now = watch.tree, self._clock.monotonic()

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import gc
 import os
-import signal
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
-
-import anyio
-from anyio import CancelScope
+from typing import TYPE_CHECKING
 
 from vespera_exec import paths
-from vespera_exec.app.service import Vespera
-from vespera_exec.app.tokens import default_token
-from vespera_exec.app.views import DaemonView
-from vespera_exec.errors import VesperaError
-from vespera_exec.server import logs
-from vespera_exec.server.connections import Connection, McpSocket, serve_connection, serve_mcp_socket
-from vespera_exec.server.http.app import build_http_app
-from vespera_exec.server.listeners import HttpListeners, serve_http
-from vespera_exec.server.mcp.adapter import lowlevel
-from vespera_exec.server.mcp.http import mcp_over_http
-from vespera_exec.server.mcp.server import build_mcp_server
+from vespera_exec.app.owning import check_unowned
+from vespera_exec.errors import DaemonUnavailable, VesperaError
+from vespera_exec.server.launch import accepts
 from vespera_exec.settings import Settings
 
-_IDLE_LOOK_SECONDS = 1.0
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,68 +26,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         settings = Settings.load(data_dir=arguments.data_dir.resolve())
-        logs.configure(settings.log_level)
-        anyio.run(serve, settings)
+        _look_for_another(settings.data_dir)
+        _serve(settings)
     except VesperaError as error:
         sys.stderr.write(f"vespera-exec: {error.message} ({error.error_code}); {error.hint}\n")
         return 1
     return 0
 
 
-async def serve(settings: Settings) -> None:
-    """Every door over one data directory, until told to stop."""
-    mcp_path, http_path = paths.socket_paths(settings.data_dir, os.environ)
-    async with anyio.create_task_group() as group:
-        group.start_soon(_until_signalled, group.cancel_scope)
-        async with Vespera.open(settings=settings, purpose="daemon") as vespera:
-            server = build_mcp_server(vespera)
-            low = lowlevel(server)
-
-            async def talk(connection: Connection) -> None:
-                await serve_connection(low, connection, body_limit=settings.body_limit_bytes)
-
-            async with (
-                mcp_over_http(server) as mcp_routes,
-                serve_http(
-                    build_http_app(vespera, mcp_routes=mcp_routes, describe=lambda: describe()),
-                    unix_path=http_path,
-                    tcp=(settings.tcp_host, settings.tcp_port) if settings.tcp else None,
-                    token=default_token(settings.data_dir),
-                    body_limit=settings.body_limit_bytes,
-                ) as doors,
-                serve_mcp_socket(mcp_path, talk) as mcp_socket,
-            ):
-
-                def describe() -> DaemonView:
-                    connections = mcp_socket.statistics().open + doors.connections
-                    return vespera.describe(url=doors.url, tcp_problem=doors.tcp_problem, connections=connections)
-
-                _log.info("ready", extra={"data_dir": str(settings.data_dir), "url": doors.url, "pid": os.getpid()})
-                if doors.tcp_problem:
-                    _log.warning("no TCP door: %s", doors.tcp_problem)
-                await _until_idle(settings.idle_exit_seconds, vespera, mcp_socket, doors)
-                _log.info("nothing to do for %g s; going", settings.idle_exit_seconds)
-        group.cancel_scope.cancel()
-    _log.info("stopped")
+def _look_for_another(data_dir: Path) -> None:
+    """Raises DataDirectoryInUse, without the wait that a successor grants, when a daemon serves there already."""
+    try:
+        mcp_path, _ = paths.socket_paths(data_dir, os.environ)
+    except OSError as fault:
+        raise DaemonUnavailable(
+            f"no folder for sockets: {fault}", hint="name one of your own in VESPERA_RUNTIME_DIR"
+        ) from fault
+    if accepts(mcp_path):
+        check_unowned(data_dir)
 
 
-async def _until_signalled(scope: CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            _log.info("stopping on %s", signal.Signals(number).name)
-            scope.cancel()
-            return
+def _serve(settings: Settings) -> None:
+    # Imports make no garbage worth looking for: a tenth of the start. What they leave stays for good.
+    gc.disable()
+    import anyio
 
+    from vespera_exec.server import logs
+    from vespera_exec.server.doors import serve
 
-async def _until_idle(limit: float, vespera: Vespera, mcp_socket: McpSocket, doors: HttpListeners) -> None:
-    """Returns when nothing has run and nobody has been connected for `limit` seconds; never, if it is 0."""
-    since = time.monotonic()
-    while True:
-        await anyio.sleep(min(_IDLE_LOOK_SECONDS, limit / 4) if limit else 3600)
-        if not vespera.is_idle or mcp_socket.statistics().open or doors.connections:
-            since = time.monotonic()
-        if limit and time.monotonic() - since >= limit:
-            return
+    gc.freeze()
+    gc.enable()
+    logs.configure(settings.log_level)
+    anyio.run(serve, settings)
 
 
 if __name__ == "__main__":

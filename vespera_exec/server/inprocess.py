@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import anyio
@@ -28,8 +29,6 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    import os
-
     current_caller.set(Caller(cwd=os.getcwd(), env=allowed_env(os.environ)))
     async with Vespera.open(settings=settings, purpose="in-process") as vespera:
         await build_mcp_server(vespera).run_stdio_async()

@@ -154,9 +154,9 @@ def _last_line(log_path: Path, start: int) -> str:
 
 
 def _until(deadline: float) -> Iterator[None]:
-    """Polls with growing pauses, 2 to 20 ms, until the deadline."""
-    pause = 0.002
+    """Polls with growing pauses, 1 to 5 ms, until the deadline."""
+    pause = 0.001
     while time.monotonic() < deadline:
         yield
         time.sleep(pause)
-        pause = min(pause * 1.3, 0.02)
+        pause = min(pause * 1.3, 0.005)

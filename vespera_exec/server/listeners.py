@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
-import stat
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
 import uvicorn
 
-from vespera_exec.errors import DaemonUnavailable
+from vespera_exec.server import unix
 from vespera_exec.server.http.guard import Guard, SocketDoor, TcpDoor
 
 if TYPE_CHECKING:
@@ -71,7 +69,8 @@ async def serve_http(
     async with contextlib.AsyncExitStack() as stack:
         plans: list[tuple[Guard, socket.socket]] = []
         if unix_path is not None:
-            plans.append((Guard(app, SocketDoor(), body_limit=body_limit), stack.enter_context(_bind_unix(unix_path))))
+            own = stack.enter_context(unix.listen(unix_path, backlog=_BACKLOG))
+            plans.append((Guard(app, SocketDoor(), body_limit=body_limit), own.socket))
             listeners.unix_path = unix_path
         if tcp is not None:
             if token is None:
@@ -254,47 +253,3 @@ def _bind_tcp(host: str, port: int) -> socket.socket | str:
             return f"port {port} of {host} is taken; set VESPERA_TCP_PORT to another, or to 0 for a free one"
         return f"cannot listen on {host}:{port}: {fault.strerror or fault}"
     return listener
-
-
-@contextlib.contextmanager
-def _bind_unix(path: Path) -> Generator[socket.socket]:
-    """A listening socket at `path`, 0600 when it appears, in place of one that nobody serves; removed at the end."""
-    if _is_served(path):
-        raise DaemonUnavailable(f"another process serves {path}", hint="stop it, or use another data directory")
-    draft = path.with_name(f".{os.getpid()}.{path.name}")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.setblocking(False)
-        try:
-            draft.unlink(missing_ok=True)
-            listener.bind(os.fspath(draft))
-            draft.chmod(0o600)
-            listener.listen(_BACKLOG)
-            draft.replace(path)
-        except OSError as fault:
-            raise DaemonUnavailable(f"cannot listen at {path}: {fault.strerror or fault}") from fault
-        made = path.lstat()
-        try:
-            yield listener
-        finally:
-            with suppress(FileNotFoundError):
-                # Not when somebody has put a socket of its own there since.
-                if os.path.samestat(path.lstat(), made):
-                    path.unlink()
-
-
-def _is_served(path: Path) -> bool:
-    try:
-        seen = path.lstat()
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISSOCK(seen.st_mode):
-        raise DaemonUnavailable(f"{path} is not a socket", hint="remove it")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # it does not answer, but somebody holds it
-        return True

@@ -18,6 +18,7 @@ DATABASE = "vespera.db"
 LOCK = "owner.lock"
 START_LOCK = "start.lock"
 TOKEN = "token"
+INSTANCE = "instance"
 DAEMON_LOG = "daemon.log"
 OUTPUTS = "outputs"
 SCRATCH = "scratch"
@@ -51,6 +52,13 @@ def find_data_dir(cwd: Path, environ: Mapping[str, str]) -> Path:
             return (folder / ".vespera").resolve()
     state = environ.get("XDG_STATE_HOME")
     return (Path(state) if state else home / ".local" / "state").resolve() / "vespera-exec"
+
+
+def register_dir(environ: Mapping[str, str]) -> Path:
+    """Where it is noted which data directories this user made: `known` in the user's state folder."""
+    state = environ.get("XDG_STATE_HOME")
+    home = Path(environ.get("HOME") or Path.home())
+    return (Path(state) if state else home / ".local" / "state") / "vespera-exec" / "known"
 
 
 def roles_dir(environ: Mapping[str, str]) -> Path:

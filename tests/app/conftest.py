@@ -21,9 +21,8 @@ def opening(tmp_path: Path) -> Opening:
 
     @asynccontextmanager
     async def make(**given: Any) -> AsyncGenerator[Vespera]:
-        settings = Settings.load(
-            {"HOME": str(tmp_path)}, data_dir=tmp_path / "data", roles_dir=tmp_path / "roles", **given
-        )
+        chosen = {"data_dir": tmp_path / "data", "roles_dir": tmp_path / "roles", **given}
+        settings = Settings.load({"HOME": str(tmp_path)}, **chosen)
         async with Vespera.open(settings=settings) as vespera:
             yield vespera
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -40,6 +41,13 @@ def command(*argv: str, **more: Any) -> Execute:
 
 def python(code: str, **more: Any) -> Execute:
     return Execute(title="python", role="command", inputs={"argv": [sys.executable, "-c", code]}, **more)
+
+
+def nested(depth: int) -> Any:
+    value: Any = "."
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -362,6 +370,7 @@ async def test_a_key_is_remembered_over_a_restart(opening: Opening) -> None:
         (Execute(title="bell\a", role="survey"), InvalidInput),
         (Execute(title="two\nlines", role="survey"), InvalidInput),
         (Execute(title="x"), InvalidInput),
+        (Execute(title="x", role="command", inputs={"argv": ["a"], "cwd": nested(40)}), InvalidInput),
         (Execute(), InvalidInput),
         (Execute(task_id="x", title="y"), InvalidInput),
         (Execute(task_id="no-such-task"), TaskNotFound),
@@ -464,6 +473,89 @@ async def test_what_waited_runs_as_it_was_asked_for_and_the_log_does_not_tell_fr
         told = str(await vespera.read_events(ME, waiting.task_id, max_events=1000))
         assert str(place) not in told
         assert os.environ["PATH"] not in told
+
+
+async def test_what_is_queued_in_a_directory_that_came_with_a_repository_is_never_run(
+    opening: Opening, tmp_path: Path
+) -> None:
+    witness = tmp_path / "witness"
+    async with opening(max_concurrent=1) as vespera:
+        await vespera.execute_task(ME, command("sleep", "60"))
+        queued = await vespera.execute_task(ME, command("touch", str(witness)))
+        token = (tmp_path / "data" / "token").read_text()
+    clone = tmp_path / "clone" / "data"
+    shutil.copytree(tmp_path / "data", clone)
+    clone.chmod(0o755)
+    async with opening(data_dir=clone) as vespera:
+        result = await vespera.get_result(ME, queued.task_id)
+        assert result.error is not None
+        assert (result.status, result.error["code"]) == ("failed", "INTERRUPTED")
+    assert not witness.exists()
+    assert clone.stat().st_mode & 0o077 == 0
+    assert (clone / "token").read_text() != token
+    async with opening() as vespera:
+        assert (await done(vespera, queued.task_id)).status == "completed"
+    assert witness.exists()
+
+
+async def test_a_client_that_goes_while_its_request_is_accepted_leaves_a_run_that_runs(vespera: Vespera) -> None:
+    for moment in range(12):
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+
+                async def ask(number: int = moment) -> None:
+                    await vespera.execute_task(ME, command("true", idempotency_key=f"gone-{number}"))
+
+                group.start_soon(ask)
+                for _ in range(moment):
+                    await anyio.lowlevel.checkpoint()
+                scope.cancel()
+    with anyio.fail_after(20):
+        for row in (await vespera.list_tasks(ME)).tasks:
+            assert (await done(vespera, row.task_id)).status == "completed"
+
+
+async def test_the_ids_of_an_earlier_attempt_mean_the_run(vespera: Vespera) -> None:
+    async def flaky(context: Any) -> None:
+        raise ExecutionError("no", code="DOWN")
+
+    retry = RetryPolicy(max_retries=3, retry_on=("DOWN",), backoff_seconds=60)
+    vespera.roles.add(in_loop("flaky", flaky, retry=retry))
+    request = Execute(title="try", role="flaky", idempotency_key="k")
+    handle = await vespera.execute_task(ME, request)
+    with anyio.fail_after(10):
+        while "retry_scheduled" not in await event_types(vespera, handle.task_id):
+            await anyio.lowlevel.checkpoint()
+    again = await vespera.execute_task(ME, request)
+    assert (again.run_id, again.done, again.status) == (handle.run_id, False, "pending")
+    assert (await vespera.cancel(ME, handle.session_id, wait_ms=3000)).status == "cancelled"
+    assert (await vespera.execute_task(ME, request)).status == "cancelled"
+
+
+async def test_tasks_are_listed_by_their_own_status_and_by_that_of_their_execution(vespera: Vespera) -> None:
+    handle = await vespera.execute_task(ME, command("sleep", "60"))
+    await working(vespera, handle.task_id)
+    for status in ("doing", "running"):
+        assert [row.task_id for row in (await vespera.list_tasks(ME, status=status)).tasks] == [handle.task_id]
+    assert (await vespera.list_tasks(ME, status="done")).tasks == []
+    with pytest.raises(InvalidInput):
+        await vespera.list_tasks(ME, status="walking")
+    await vespera.cancel(ME, handle.task_id, wait_ms=8000)
+
+
+async def test_a_long_poll_on_something_without_a_run_waits_quietly(vespera: Vespera) -> None:
+    task = await vespera.create_task(ME, NewTask(title="later"))
+    page = await vespera.read_events(ME, task.task_id, wait_ms=300)
+    page = await vespera.read_events(ME, task.task_id, cursor=page.next_cursor, wait_ms=300)
+    assert (page.events, page.done) == ([], True)
+
+
+async def test_scratch_that_a_dead_owner_left_is_cleared(opening: Opening, tmp_path: Path) -> None:
+    left = tmp_path / "data" / "scratch" / "someone"
+    async with opening():
+        left.mkdir(parents=True)
+    async with opening():
+        assert not left.exists()
 
 
 async def test_progress_of_a_run_is_monotonic_and_shows_100_only_at_the_end(vespera: Vespera) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from vespera_exec.errors import InvalidInput
+from vespera_exec.model.jsonable import exact_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,13 +49,11 @@ def description(text: str, settings: Settings) -> str:
 
 def inputs(given: Mapping[str, Json], settings: Settings) -> dict[str, Json]:
     """Inputs that can be stored: JSON of a bounded size."""
-    try:
-        size = len(orjson.dumps(given))
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"the inputs are not plain JSON: {error}") from None
+    exact = exact_json(dict(given), "inputs")
+    size = len(orjson.dumps(exact))
     if size > settings.inputs_limit_bytes:
         raise InvalidInput(f"the inputs have {size:,} bytes; at most {settings.inputs_limit_bytes:,}")
-    return dict(given)
+    return exact
 
 
 def reason(text: str) -> str:

@@ -88,7 +88,7 @@ class Following:
         """True once there is an event after `after`, or the run is done, within `seconds`."""
         run = self._engine.run_of(task_id)
         if run is None:
-            return True
+            return await self._store.feed.wait(after=after, task_id=task_id, execution_id=execution_id, timeout=seconds)
         heard = False
 
         async with anyio.create_task_group() as group:

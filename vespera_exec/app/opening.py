@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from vespera_exec.app.service import Vespera
 from vespera_exec.app.starting import Starter
 from vespera_exec.app.tasks import LiveTasks
 from vespera_exec.app.tokens import default_token
+from vespera_exec.app.trust import made_here
 from vespera_exec.engine.engine import Engine, EngineOptions
 from vespera_exec.engine.proctree import become_subreaper, sweep
 from vespera_exec.model.clock import SYSTEM_CLOCK
@@ -59,7 +61,10 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
     with OwnerLock.acquire(settings.data_dir, purpose=purpose, wait_seconds=waiting):
         # A daemon has no children but its own shims; an embedding program may have others.
         adopts = purpose == "daemon" and become_subreaper()
+        trusted = made_here(settings.data_dir, os.environ)
         token = default_token(settings.data_dir)
+        scratch = settings.data_dir / paths.SCRATCH
+        shutil.rmtree(scratch, ignore_errors=True)  # nothing runs yet: what is there was left
         async with Store.open(settings, mask=[token.encode()]) as store:
             unfinished = await store.queries.unfinished()
             dead = [life.execution_id for life, _ in unfinished]
@@ -76,7 +81,7 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                 engine = Engine(
                     store.journal,
                     owner=owner,
-                    scratch_root=settings.data_dir / paths.SCRATCH,
+                    scratch_root=scratch,
                     open_output=store.open_output,
                     sampler=sampler if settings.sample_seconds else None,
                     on_done=let_go,
@@ -93,7 +98,7 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                 )
                 async with engine.running():
                     for life, progress in unfinished:
-                        await vespera.take_over(life, progress)
+                        await vespera.take_over(life, progress, trusted=trusted)
                     await store.journal.sync()
                     yield vespera
 

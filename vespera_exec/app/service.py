@@ -16,6 +16,7 @@ from vespera_exec.errors import (
     Conflict,
     InvalidInput,
     PermissionDenied,
+    StoreUnavailable,
     TaskNotFound,
 )
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
@@ -127,9 +128,15 @@ class Vespera:
                 raise Conflict(f"the queue is full ({self._engine.queued} wait)", hint="try again later")
             cursor = self._store.journal.head
             job = await self._starter.start(caller, request)
+            # It is decided, so the engine has it before anything can come between, a client that goes included.
+            # The engine starts nothing before PENDING is on disk.
             self._tasks.hold(job.task)
-            await self._store.journal.sync()
             run = self._engine.submit(job)
+            try:
+                await self._store.journal.sync()
+            except StoreUnavailable:
+                job.session.request_cancellation("Its acceptance could not be written")
+                raise
         if request.wait_ms:
             with anyio.move_on_after(request.wait_ms / 1000):
                 await run.done.wait()
@@ -147,7 +154,10 @@ class Vespera:
         """
         _require(caller, "operate")
         found = await self._tasks.find(any_id)
+        run = self._engine.run_of(found.record.task_id)
         session = found.session
+        if run is not None and found.life is not None and found.life.run_id == run.run_id:
+            session = run.session  # the id of an earlier attempt means the run
         if session is None or session.lifecycle.status.is_terminal:
             life = found.life
             why = f"it has ended ({life.status.value})" if life else "it was never executed"
@@ -168,7 +178,6 @@ class Vespera:
                 status=session.lifecycle.status.value,
                 session_id=session.session_id,
             )
-        run = self._engine.run_of(session.task_id)
         if wait_ms and run is not None:
             with anyio.move_on_after(wait_ms / 1000):
                 await run.done.wait()
@@ -206,7 +215,7 @@ class Vespera:
             raise InvalidInput("limit is between 1 and 200")
         await self._settled()
         found = await self._store.queries.list_tasks(
-            status=_task_status(status), role=role, text=text, limit=limit, page_token=page
+            status=_status(status), role=role, text=text, limit=limit, page_token=page
         )
         rows = [
             views.TaskRow(
@@ -463,21 +472,28 @@ class Vespera:
             eof=ended and page.next_offset >= page.end,
         )
 
-    async def take_over(self, lifecycle: Lifecycle, progress: Progress) -> None:
-        """Take over an execution that a dead owner left. For the composition root, at the start."""
+    async def take_over(self, lifecycle: Lifecycle, progress: Progress, *, trusted: bool) -> None:
+        """Take over an execution that a dead owner left. For the composition root, at the start.
+
+        Nothing is run that comes out of a directory which this user did not make here.
+        """
         record = await self._tasks.record(lifecycle.task_id)
         task = self._tasks.adopt(record, lifecycle, progress)
-        job = await self._starter.take_over(task, lifecycle)
+        job = await self._starter.take_over(task, lifecycle, trusted=trusted)
         if job is not None:
             self._tasks.hold(task)
             self._engine.submit(job)
 
     async def _repeated(self, known: IdempotencyRecord) -> views.Handle:
-        found = await self._tasks.find(known.run_id or known.task_id)
-        if found.life is None:
-            raise TaskNotFound(known.task_id)
-        handle = self._handle(found.life, 0, done=self._following.is_done(found))
-        return handle.model_copy(update={"repeated": True})
+        run = self._engine.run_of(known.task_id)
+        if run is not None and run.run_id == known.run_id:
+            life, done = run.session.lifecycle, run.done.is_set()
+        else:
+            attempts = await self._store.queries.attempts_of(known.run_id or "")
+            if not attempts:
+                raise TaskNotFound(known.task_id)
+            life, done = attempts[-1][0], True
+        return self._handle(life, 0, done=done).model_copy(update={"repeated": True})
 
     def _handle(self, life: Lifecycle, cursor: int, *, done: bool) -> views.Handle:
         error = present.error(life) if done else None
@@ -502,14 +518,15 @@ def _require(caller: Caller, scope: str) -> None:
         raise PermissionDenied(f"{caller.principal} lacks the scope {scope}", hint="use a token that has it")
 
 
-def _task_status(status: str | None) -> TaskStatus | None:
+def _status(status: str | None) -> TaskStatus | ExecutionStatus | None:
+    """A task's status, or an execution's; where both have the name, the task's."""
     if status is None:
         return None
-    try:
-        return TaskStatus(status)
-    except ValueError:
-        names = ", ".join(TaskStatus)
-        raise InvalidInput(f"unknown status {status!r}; one of {names}") from None
+    for kind in (TaskStatus, ExecutionStatus):
+        if status in {each.value for each in kind}:
+            return kind(status)
+    names = ", ".join(dict.fromkeys([*TaskStatus, *ExecutionStatus]))
+    raise InvalidInput(f"unknown status {status[:50]!r}; one of {names}")
 
 
 def _phase_seconds(life: Lifecycle | None) -> dict[str, float] | None:

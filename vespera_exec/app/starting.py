@@ -122,19 +122,26 @@ class Starter:
         given = task.inputs if request.inputs is None else request.inputs
         return self._enqueue(task, role, self._completed(caller, role, dict(given)), caller, request)
 
-    async def take_over(self, task: Task, lifecycle: Lifecycle) -> Job | None:
+    async def take_over(self, task: Task, lifecycle: Lifecycle, *, trusted: bool) -> Job | None:
         """What becomes of an execution whose owner died: a job where it goes on; else it ends, and says why."""
         session = task.execution.current_session
         if session is None:
             return None
         session.change_owner(self._owner)
         match lifecycle.status:
-            case ExecutionStatus.PENDING:
-                asked = orjson.loads(await self._store.queries.get_request(lifecycle.run_id) or b"{}")
+            case ExecutionStatus.PENDING if trusted:
+                body = await self._store.queries.get_request(lifecycle.run_id)
                 try:
-                    return self._job(task, session, self._roles.get(lifecycle.role_name or ""), asked)
+                    role = self._roles.get(lifecycle.role_name or "")
                 except (RoleNotFound, InvalidInput) as error:
                     session.fail(error)
+                    return None
+                if body is not None:
+                    return self._job(task, session, role, orjson.loads(body))
+                session.fail(ExecutionError("Who asked for it is not known any more", code="INTERRUPTED"))
+            case ExecutionStatus.PENDING:
+                text = "It was queued in a data directory that was not made here by you, and was not run"
+                session.fail(ExecutionError(text, code="INTERRUPTED"))
             case ExecutionStatus.CANCELLING:
                 session.end_cancelled(outcome={"owner_died": lifecycle.owner})
             case _:
@@ -181,10 +188,10 @@ class Starter:
 
     def _job(self, task: Task, session: ExecutionSession, role: Role, asked: Mapping[str, Json]) -> Job:
         caller = Caller(
-            principal=asked.get("principal", "local"),
-            scopes=frozenset(asked.get("scopes", ())),
-            over_tcp=asked.get("over_tcp", False),
-            cwd=asked.get("cwd"),
+            principal=asked["principal"],
+            scopes=frozenset(asked["scopes"]),
+            over_tcp=asked["over_tcp"],
+            cwd=asked["cwd"],
             env=mapping(asked.get("env")),
         )
 

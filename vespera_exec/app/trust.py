@@ -1,0 +1,68 @@
+"""Whether a data directory is this user's own work, or came with something, such as a cloned repository."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from vespera_exec import paths
+from vespera_exec.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+
+def made_here(data_dir: Path, environ: Mapping[str, str]) -> bool:
+    """True for a directory that is new, or is noted in the user's register under the same secret as in itself.
+
+    Any other is taken in hand: its token is thrown away, links in it are removed, it becomes 0700, and it is noted,
+    so that it is this user's from now on. What is queued in it must not be run this time. Call it as the owner.
+
+    Raises:
+        StoreUnavailable: the directory cannot be written.
+    """
+    noted = paths.register_dir(environ) / hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:32]
+    instance = data_dir / paths.INSTANCE
+    try:
+        data_dir.chmod(0o700)
+        known = _read(noted)
+        if known and secrets.compare_digest(known, _read(instance)):
+            return True
+        foreign = (data_dir / paths.DATABASE).exists()
+        for name in (paths.TOKEN, paths.INSTANCE, paths.SCRATCH, paths.OUTPUTS, paths.DAEMON_LOG):
+            if (data_dir / name).is_symlink() or (foreign and name in (paths.TOKEN, paths.INSTANCE)):
+                (data_dir / name).unlink(missing_ok=True)
+        secret = secrets.token_hex(16)
+        _write(instance, secret)
+    except OSError as fault:
+        raise StoreUnavailable(
+            f"cannot write to the data directory {data_dir}: {fault.strerror}",
+            hint="give yourself write permission, or name another folder in VESPERA_DATA_DIR",
+        ) from fault
+    try:
+        noted.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(noted, secret)
+    except OSError as fault:
+        _log.warning("%s cannot be noted as yours (%s): after a restart its queue will not be run", data_dir, fault)
+    if foreign:
+        _log.warning("%s was not made here by you: what was queued in it is not run", data_dir)
+    return not foreign
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _write(path: Path, secret: str) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+        file.write(secret + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import sys
 import threading
 import time
@@ -556,6 +557,44 @@ async def test_scratch_that_a_dead_owner_left_is_cleared(opening: Opening, tmp_p
         left.mkdir(parents=True)
     async with opening():
         assert not left.exists()
+
+
+async def test_the_token_is_masked_wherever_the_work_says_it(vespera: Vespera, tmp_path: Path) -> None:
+    token = (tmp_path / "data" / "token").read_text().strip()
+    code = (
+        "import os, json, sys\n"
+        f"t = {token!r}\n"
+        "print(t[:9], end='', flush=True); print(t[9:])\n"
+        "f = os.fdopen(int(os.environ['VESPERA_PROGRESS_FD']), 'w')\n"
+        "f.write(json.dumps({'progress': 5, 'message': 'see ' + t}) + '\\n'); f.flush()\n"
+        "sys.stderr.write('bad ' + t); sys.exit(3)\n"
+    )
+    script = tmp_path / "leak.py"
+    script.write_text(code)
+    request = Execute(title="leak", role="command", inputs={"argv": [sys.executable, str(script)]}, wait_ms=20_000)
+    handle = await vespera.execute_task(ME, request)
+    shown = [
+        str(await vespera.get_result(ME, handle.task_id, output_limit=4000)),
+        str(await vespera.get_status(ME, handle.task_id, detail=True)),
+        str(await vespera.read_events(ME, handle.task_id, max_events=1000)),
+    ]
+    assert "see ***" in shown[2]
+    assert "***" in shown[0]
+    for text in shown:
+        assert token not in text
+    assert token.encode() not in (tmp_path / "data" / "vespera.db-wal").read_bytes()
+
+
+async def test_samples_of_use_are_stored(opening: Opening, tmp_path: Path) -> None:
+    async with opening(sample_seconds=0.1) as vespera:
+        handle = await vespera.execute_task(ME, command("sleep", "0.6", wait_ms=20_000))
+    with sqlite3.connect(tmp_path / "data" / "vespera.db") as database:
+        rows = database.execute(
+            "SELECT count(*), max(metric) FROM samples JOIN streams ON streams.id = execution WHERE name = ?",
+            (handle.session_id,),
+        ).fetchone()
+    database.close()
+    assert rows[0] >= 2
 
 
 async def test_progress_of_a_run_is_monotonic_and_shows_100_only_at_the_end(vespera: Vespera) -> None:

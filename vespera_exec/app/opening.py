@@ -89,6 +89,7 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                         max_concurrent=settings.max_concurrent,
                         result_limit_bytes=settings.result_limit_bytes,
                         read_interval=settings.progress_interval_ms / 1000,
+                        secrets=(token.encode(),),
                         adopts_orphans=adopts,
                     ),
                 )

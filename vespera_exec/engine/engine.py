@@ -5,32 +5,43 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import os
 import shutil
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from pathlib import Path
-from typing import Protocol, Self
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, Self
 
 import anyio
 import orjson
-from anyio.abc import TaskGroup
 
 from vespera_exec.engine.queue import WaitingQueue
 from vespera_exec.engine.running import Job, Outcome, OutputSink, RunningExecution
-from vespera_exec.engine.work import WorkResult
-from vespera_exec.errors import CancellationException, ExecutionError, StoreError, StoreUnavailable
+from vespera_exec.errors import CancellationException, ExecutionError, StoreUnavailable, VesperaError
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel, ResourceType
-from vespera_exec.model.events import Json
 from vespera_exec.model.ledger import ResultRecord, Sink
-from vespera_exec.model.session import ExecutionSession
+from vespera_exec.store.writer import Sample as StoredSample
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from anyio.abc import TaskGroup
+
+    from vespera_exec.engine.work import WorkResult
+    from vespera_exec.model.events import Json
+    from vespera_exec.model.session import ExecutionSession
 
 _log = logging.getLogger(__name__)
 
 S = ExecutionStatus
+
+_REMOVING_SECONDS = 2.0
+_ANNOUNCING_SECONDS = 0.5
 
 
 class Log(Sink, Protocol):
@@ -38,6 +49,15 @@ class Log(Sink, Protocol):
 
     async def sync(self) -> int:
         """Returns when everything appended before is on disk."""
+        ...
+
+    @property
+    def fault(self) -> StoreUnavailable | None:
+        """Why it cannot be written now, or None."""
+        ...
+
+    def append_samples(self, samples: Sequence[StoredSample]) -> None:
+        """Keep measurements, where there is time."""
         ...
 
 
@@ -55,7 +75,34 @@ class Sampler(Protocol):
 
 class Sample(Protocol):
     @property
+    def at(self) -> datetime: ...
+
+    @property
     def values(self) -> Mapping[ResourceType, float]: ...
+
+
+class Done:
+    """`wait` returns once it is set. An `anyio.Event` would cost every queued run a kilobyte, waited for or not."""
+
+    __slots__ = ("_event", "_set")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._event: anyio.Event | None = None
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        self._set = True
+        if self._event is not None:
+            self._event.set()
+
+    async def wait(self) -> None:
+        if self._event is None and not self._set:
+            self._event = anyio.Event()
+        if self._event is not None:
+            await self._event.wait()
 
 
 @dataclass(slots=True)
@@ -65,7 +112,7 @@ class Run:
     run_id: str
     task_id: str
     session: ExecutionSession
-    done: anyio.Event = field(default_factory=anyio.Event)
+    done: Done = field(default_factory=Done)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +120,8 @@ class EngineOptions:
     max_concurrent: int = 4
     result_limit_bytes: int = 1024 * 1024
     read_interval: float = 0.02
+    secrets: tuple[bytes, ...] = ()
+    """Masked wherever the words of the work are kept or shown."""
     adopts_orphans: bool = False
     """The process is a subreaper: orphans of a killed shim come to it."""
 
@@ -106,6 +155,9 @@ class Engine:
         self._withdrawn: deque[str] = deque()
         self._slots: set[str] = set()
         self._runs: dict[str, Run] = {}
+        """By run id, until its end is on disk; a task may have its next run by then."""
+        self._latest: dict[str, Run] = {}
+        """By task id."""
         self._wake = anyio.Event()
         self._group: TaskGroup | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -127,13 +179,13 @@ class Engine:
         """Queue a job whose PENDING is on disk. Its run is active from now until its end is on disk."""
         life = job.session.lifecycle
         run = Run(life.run_id, life.task_id, job.session)
-        self._runs[life.task_id] = run
+        self._runs[life.run_id] = self._latest[life.task_id] = run
         self._enqueue(job)
         return run
 
     def run_of(self, task_id: str) -> Run | None:
         """The active run of a task, or None."""
-        return self._runs.get(task_id)
+        return self._latest.get(task_id)
 
     @property
     def queued(self) -> int:
@@ -180,9 +232,9 @@ class Engine:
                 if job := self._waiting.get(self._withdrawn.popleft()):
                     self._leave(job, group)
             now = self._clock.monotonic()
-            while self._deadlines and self._deadlines[0][0] <= now:
+            while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self._waiting):
                 if job := self._waiting.get(heapq.heappop(self._deadlines)[1]):
-                    job.session.time_out("Waited too long for its turn")
+                    self._wait_no_longer(job)
                     self._leave(job, group)
             while len(self._slots) < self._options.max_concurrent and (job := self._queue.pop(now)):
                 del self._waiting[job.key]
@@ -190,8 +242,17 @@ class Engine:
                 group.start_soon(self._execute, job, group)
             due = [self._queue.next_time(), self._deadlines[0][0] if self._deadlines else None]
             times = [time for time in due if time is not None]
-            with anyio.move_on_after(max(0.0, min(times) - now) if times else None):
+            if not times:
                 await self._wake.wait()
+                continue
+            with anyio.move_on_after(max(0.0, min(times) - now)):
+                await self._wake.wait()
+
+    def _wait_no_longer(self, job: Job) -> None:
+        try:
+            job.session.time_out("Waited too long for its turn")
+        except VesperaError:
+            _log.exception("That %s waited too long could not be recorded", job.key)
 
     def _leave(self, job: Job, group: TaskGroup) -> None:
         """It ended before its turn came."""
@@ -206,66 +267,106 @@ class Engine:
         try:
             if job.session.lifecycle.status is S.PENDING:
                 following = await self._attempt(job, group)
-        except StoreUnavailable as fault:
-            job.session.fail(fault)
-        except StoreError:
-            _log.exception("Execution %s was refused by the store and is given up", job.key)
+        # The supervisor of one execution: what goes wrong with it is its end, and no other's.
+        except Exception as fault:  # noqa: BLE001
+            self._give_up(job, fault)
         finally:
-            shutil.rmtree(self._scratch_root / job.key, ignore_errors=True)
             self._slots.discard(job.key)
             self._wake.set()
         if following is None:
             await self._done(job)
             return
-        await self._durable()
-        if run := self._runs.get(job.session.task_id):
+        await self._durable(job)
+        if run := self._runs.get(following.session.run_id):
             run.session = following.session
         self._enqueue(following)
 
     async def _attempt(self, job: Job, group: TaskGroup) -> Job | None:
         """One execution from its start to its conclusion; the job of the next attempt, where there is one."""
-        output = self._open_output(job.key)
+        running = RunningExecution(
+            job,
+            open_output=self._open_output,
+            sampled=self._sampled,
+            scratch=self._scratch_root / job.key,
+            before_ladder=self._announced,
+            refusing=lambda: self._log.fault is not None,
+            secrets=self._options.secrets,
+            adopts_orphans=self._options.adopts_orphans,
+            read_interval=self._options.read_interval,
+        )
+        job.session.start_execution()
+        await self._durable(job)
         try:
-            running = RunningExecution(
-                job,
-                output=output,
-                scratch=self._scratch_root / job.key,
-                before_ladder=self._durable,
-                adopts_orphans=self._options.adopts_orphans,
-                read_interval=self._options.read_interval,
-            )
-            job.session.start_execution()
-            await self._durable()
-            outcome = await self._observed(running, group)
+            outcome = await running.run(group)
         finally:
-            output.close()
+            await self._remove(self._scratch_root / job.key)
         return self._conclude(job, outcome)
 
-    async def _observed(self, running: RunningExecution, group: TaskGroup) -> Outcome:
+    @contextmanager
+    def _sampled(self, running: RunningExecution) -> Generator[None]:
         if self._sampler is None:
-            return await running.run(group)
+            yield
+            return
         session = running.job.session
 
         def keep(sample: Sample) -> None:
             for kind, value in sample.values.items():
                 session.record_resource_usage(kind, value)
+            at, values = sample.at, sample.values.items()
+            self._log.append_samples(
+                [StoredSample(session.session_id, at, kind.value, value) for kind, value in values]
+            )
 
-        watch = self._sampler.watch(session.session_id, lambda: running.roots, keep)
+        watch: Watch | None = None
+        # The boundary to the measurements, which are droppable: the work goes on without.
         try:
-            return await running.run(group)
+            watch = self._sampler.watch(session.session_id, lambda: running.roots, keep)
+        except Exception:  # noqa: BLE001
+            _log.exception("The usage of %s is not measured", session.session_id)
+        try:
+            yield
         finally:
-            watch.stop()
+            try:
+                if watch is not None:
+                    watch.stop()
+            except Exception:  # noqa: BLE001
+                _log.exception("The last usage of %s was not measured", session.session_id)
+
+    async def _remove(self, scratch: Path) -> None:
+        """What the cleanup of the role has left."""
+        if not os.path.lexists(scratch):  # noqa: ASYNC240 - a thread would cost more than the look
+            return
+        # Bounded, off the loop; a scratch folder that nobody owns any more would stay for ever.
+        with anyio.move_on_after(_REMOVING_SECONDS, shield=True):
+            await anyio.to_thread.run_sync(partial(shutil.rmtree, scratch, ignore_errors=True), abandon_on_cancel=True)
+
+    def _give_up(self, job: Job, fault: Exception) -> None:
+        """End an execution that the engine itself could not bring to its end."""
+        _log.error("Execution %s is given up", job.key, exc_info=fault)
+        try:
+            job.session.fail(fault)
+        except VesperaError:
+            _log.exception("The end of %s could not be recorded", job.key)
 
     async def _done(self, job: Job) -> None:
-        await self._durable()
-        run = self._runs.pop(job.session.task_id, None)
+        """Its end is on disk, or will never be: let go whoever waits for the run."""
+        with job.task.ledger:
+            pass  # another thread may be about to append the end that has been seen here
+        await self._durable(job)
+        run = self._runs.pop(job.session.run_id, None)
         if run is not None:
             run.done.set()
-        if self._on_done is not None:
-            self._on_done(job)
+        task_id = job.session.task_id
+        if self._latest.get(task_id) is run:
+            del self._latest[task_id]
+            if self._on_done is not None:
+                self._on_done(job)
 
-    async def _durable(self) -> None:
-        """Wait until all that was decided is on disk, however long the disk refuses."""
+    async def _durable(self, job: Job) -> None:
+        """Wait until all that was decided is on disk, however long the disk refuses.
+
+        A decision that the store will never take is logged, and no longer waited for.
+        """
         pause = 0.05
         while True:
             try:
@@ -273,8 +374,19 @@ class Engine:
             except StoreUnavailable:
                 await anyio.sleep(pause)
                 pause = min(pause * 2, 2.0)
+            except VesperaError:
+                _log.exception("A decision about execution %s was refused by the store", job.key)
+                return
             else:
                 return
+
+    async def _announced(self) -> None:
+        """Give the log its moment. A cancel does not wait for a disk that refuses: it may be what frees it."""
+        with anyio.move_on_after(_ANNOUNCING_SECONDS):
+            try:
+                await self._log.sync()
+            except VesperaError as fault:
+                _log.warning("A cancel goes on before it is on disk: %s", fault)
 
     # the end
 
@@ -282,8 +394,16 @@ class Engine:
         """Decide what the outcome means; the next attempt, where there is one."""
         session, result, error = job.session, outcome.result, outcome.error
         details = _details(outcome)
-        record = self._record(session, result)
+        record = None
+        try:
+            record = self._record(session, result)
+        except TypeError as fault:
+            error = ExecutionError(f"The result is not JSON: {fault}", code="BAD_RESULT", recoverable=False)
         with job.task.ledger:
+            if session.lifecycle.status.is_terminal:
+                return None  # concluded by somebody else
+            if session.lifecycle.status is S.PAUSED:
+                session.resume("The work has ended")
             for warning in result.warnings if result else ():
                 session.note(MessageLevel.WARNING, warning)
             if isinstance(error, CancellationException) and not outcome.timed_out:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import anyio
-from anyio.abc import TaskGroup
 
 from vespera_exec.engine.processes import ProcessLauncher
 from vespera_exec.engine.tracking import Gate, SessionTracking
-from vespera_exec.engine.work import Process, ProcessSpec, RetryRule, Work, WorkResult
+from vespera_exec.engine.work import Process, ProcessExit, ProcessSpec, RetryRule, Work, WorkResult
 from vespera_exec.errors import CancellationException, ExecutionError
 from vespera_exec.model.cancellation import CancellationToken
 from vespera_exec.model.principal import Caller
-from vespera_exec.model.session import ExecutionSession
-from vespera_exec.model.task import Task
+from vespera_exec.store.output import MASK, SecretMask
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from anyio.abc import TaskGroup
+
+    from vespera_exec.model.session import ExecutionSession
+    from vespera_exec.model.task import Task
 
 CANCEL_SECONDS = 5.0
 """From the request to the terminal event, whatever the work does."""
@@ -73,36 +80,48 @@ class Outcome:
 
 
 class RunningExecution:
-    """Runs one job to its outcome."""
+    """Runs one job to its outcome.
+
+    What only processes need (launcher, output, usage sampling) is opened when the first is launched:
+    `open_output` and `sampled`, a context around the time in which there are processes.
+    """
 
     def __init__(
         self,
         job: Job,
         *,
-        output: OutputSink,
+        open_output: Callable[[str], OutputSink],
+        sampled: Callable[[RunningExecution], AbstractContextManager[object]],
         scratch: Path,
         before_ladder: Callable[[], Awaitable[object]],
+        refusing: Callable[[], bool] = lambda: False,
+        secrets: tuple[bytes, ...] = (),
         adopts_orphans: bool = False,
         read_interval: float = 0.02,
     ) -> None:
         self.job = job
+        self._secrets = secrets
+        self._open_output = open_output
+        self._sampled = sampled
         self._scratch = scratch
         self._before_ladder = before_ladder
-        self._tracking = SessionTracking(job.session)
+        self._tracking = SessionTracking(job.session, refusing)
         self._launcher = ProcessLauncher(
             execution_id=job.session.session_id,
             python=sys.executable,
             adopts_orphans=adopts_orphans,
             read_interval=read_interval,
         )
-        self._recorded = _RecordingLauncher(self._launcher, output)
+        self._output: OutputSink | None = None
         self._scope = anyio.CancelScope()
-        self._cancelled = anyio.Event()
-        self._ended = anyio.Event()
-        self._decided = anyio.Event()
-        self._outcome = Outcome(error=CancellationException("cancelled"))
+        self._news = anyio.Event()
+        self._ended = False
+        self._cancelled = False
         self._timed_out = False
-        self._on_the_ladder = False
+        self._closed = False
+        self._launching: anyio.Event | None = None
+        """From the first launch on; set when the launcher takes it, or never will."""
+        self._outcome = Outcome(error=CancellationException("cancelled"))
         self._rung: str | None = None
 
     @property
@@ -119,26 +138,55 @@ class RunningExecution:
         """
         loop = asyncio.get_running_loop()
         requested = self.job.session.cancellation_token or CancellationToken()
+        if requested.is_cancelled:
+            return Outcome(error=CancellationException(requested.cancellation_reason))
         # The work's own token: a timeout cancels the work, but it is no request to cancel the execution.
         token = requested.child()
-        
-        def wake(_: CancellationToken) -> None:
-            loop.call_soon_threadsafe(self._cancelled.set)
 
-        undo = requested.on_cancel(wake)
+        def heard() -> None:
+            self._cancelled = True
+            self._news.set()
+
+        def tell(_: CancellationToken) -> None:
+            loop.call_soon_threadsafe(heard)
+
+        undo = requested.on_cancel(tell)
         try:
-            async with self._launcher:
-                group.start_soon(self._run_work, self._work(token))
-                async with anyio.create_task_group() as watching:
-                    watching.start_soon(self._watch, token)
-                    await self._decided.wait()
-                    watching.cancel_scope.cancel()
+            group.start_soon(self._run_work, self._work(token))
+            await self._until_news()
+            if self._launching is None or self._over:
+                await self._stop(token)
+            else:
+                await self._with_processes(token, self._launching)
+        # The boundary to what stands around the work (its output, the callbacks of its processes).
+        except Exception as fault:  # noqa: BLE001
+            await self._give_up(fault)
         finally:
             undo()
-            if not self._ended.is_set():
+            token.detach()
+            self._refuse_launches()
+            if not self._ended:
                 self._tracking.fence()
                 self._scope.cancel()
         return replace(self._outcome, rung=self._rung, timed_out=self._timed_out)
+
+    async def launch(self, spec: ProcessSpec) -> Process:
+        """`Launcher`, which keeps what the processes write, before the runner sees it."""
+        if self._launching is None:
+            self._launching = anyio.Event()
+            self._news.set()
+        await self._launching.wait()
+        if self._closed or self._output is None:
+            raise CancellationException("the execution is over, or is being cancelled")
+        heard = _Heard(self._output, spec, self._secrets)
+        heard.process = await self._launcher.launch(
+            replace(spec, on_output=heard.output, on_report=heard.report if spec.on_report is not None else None)
+        )
+        return heard
+
+    @property
+    def _over(self) -> bool:
+        return self._ended or self._cancelled or self._timed_out
 
     def _work(self, token: CancellationToken) -> Work:
         record, life = self.job.task.record, self.job.session.lifecycle
@@ -151,7 +199,7 @@ class RunningExecution:
             token=token,
             tracking=self._tracking,
             gate=Gate(),
-            launcher=self._recorded,
+            launcher=self,
             scratch=self._scratch,
             caller=self.job.caller,
             attempt=life.attempt,
@@ -162,60 +210,133 @@ class RunningExecution:
         try:
             with self._scope:
                 self._outcome = Outcome(result=await self.job.run(work))
-        except (CancellationException, ExecutionError) as error:
-            self._outcome = Outcome(error=error)
-        except Exception as error:  # noqa: BLE001 - the boundary to the role's code: its fault is its outcome
+        except asyncio.CancelledError:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise  # the owner goes
+            # Something inside the work was cancelled, but not the work: let out, it would end the whole engine.
+            self._outcome = Outcome(error=ExecutionError("The work was cancelled from within", code="CancelledError"))
+        except SystemExit as exit:
+            left = ExecutionError(f"The work left by sys.exit({exit.code!r})", code="SystemExit")
+            self._outcome = Outcome(error=left)
+        # The boundary to the role's code: its fault is its outcome.
+        except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001
             self._outcome = Outcome(error=error)
         finally:
-            self._ended.set()
-            if not self._on_the_ladder:
-                self._decided.set()
+            self._ended = True
+            self._news.set()
 
-    async def _watch(self, token: CancellationToken) -> None:
-        """Waits for a cancel or the timeout, then goes down the ladder until the work has ended."""
-        await self._until_stopped()
-        self._on_the_ladder = True  # from here on only the ladder says when it is over, and by which rung
-        await self._before_ladder()
-        if self._timed_out:
-            token.cancel(f"Timeout after {self.job.policy.timeout_seconds:g} seconds of work")
-        with anyio.move_on_after(CANCEL_SECONDS) as in_all:
-            grace = self.job.policy.grace_seconds
-            self._rung = await self._launcher.cancel(grace) or "token"
-            with anyio.move_on_after(grace):
-                await self._ended.wait()
-            if not self._ended.is_set():
-                self._rung = "scope"
-                self._scope.cancel()
-                await self._ended.wait()
-        if in_all.cancelled_caught and not self._ended.is_set():
-            self._rung = "abandoned"
-            _log.warning("Work of %s will not stop; it is fenced off and abandoned", self.job.key)
-        self._decided.set()
+    async def _with_processes(self, token: CancellationToken, launching: anyio.Event) -> None:
+        self._output = self._open_output(self.job.key)
+        try:
+            with self._sampled(self):
+                async with self._launcher:
+                    launching.set()
+                    await self._until_news()
+                    await self._stop(token)
+        finally:
+            self._output.close()
 
-    async def _until_stopped(self) -> None:
+    async def _until_news(self) -> None:
+        """Until the work has ended or has to, or wants to launch its first process."""
         limit = self.job.policy.timeout_seconds
-        while not self._cancelled.is_set():
-            left = limit - self.job.session.elapsed_seconds if limit else None
-            if left is not None and left <= 0:
+        while not self._over and (self._launching is None or self._launching.is_set()):
+            self._news = anyio.Event()
+            if not limit:
+                await self._news.wait()
+                continue
+            left = limit - self.job.session.elapsed_seconds
+            if left <= 0:
                 self._timed_out = True
                 return
             with anyio.move_on_after(left):
-                await self._cancelled.wait()
+                await self._news.wait()
+
+    async def _stop(self, token: CancellationToken) -> None:
+        """Down the ladder until the work has ended; it alone says then by which rung. Nothing where it has ended."""
+        if self._ended:
+            return
+        with anyio.move_on_after(CANCEL_SECONDS):
+            await self._before_ladder()
+            if self._timed_out:
+                token.cancel(f"Timeout after {self.job.policy.timeout_seconds:g} seconds of work")
+            grace = self.job.policy.grace_seconds
+            self._refuse_launches()
+            self._rung = await self._launcher.cancel(grace) or "token"
+            with anyio.move_on_after(grace):
+                await self._until_ended()
+            if not self._ended:
+                self._rung = "scope"
+                self._scope.cancel()
+                await self._until_ended()
+        if not self._ended:
+            self._abandon()
+
+    async def _give_up(self, fault: Exception) -> None:
+        """End the work, because what it stands on has failed."""
+        self._refuse_launches()
+        self._scope.cancel()
+        with anyio.move_on_after(CANCEL_SECONDS):
+            await self._until_ended()
+        if not self._ended:
+            self._abandon()
+        self._outcome = Outcome(error=_alone(fault))
+
+    async def _until_ended(self) -> None:
+        while not self._ended:
+            self._news = anyio.Event()
+            await self._news.wait()
+
+    def _abandon(self) -> None:
+        self._rung = "abandoned"
+        _log.warning("Work of %s will not stop; it is fenced off and abandoned", self.job.key)
+
+    def _refuse_launches(self) -> None:
+        self._closed = True
+        if self._launching is None:
+            self._launching = anyio.Event()
+        self._launching.set()
 
 
-class _RecordingLauncher:
-    """`Launcher` that keeps what the processes write, before the runner sees it."""
+class _Heard:
+    """`Process` whose words are kept, and masked before anybody else hears them."""
 
-    def __init__(self, launcher: ProcessLauncher, output: OutputSink) -> None:
-        self._launcher = launcher
+    def __init__(self, output: OutputSink, spec: ProcessSpec, secrets: tuple[bytes, ...]) -> None:
         self._output = output
+        self._spec = spec
+        self._secrets = secrets
+        self._masks = {stream: SecretMask(secrets) for stream in ("stdout", "stderr")}
+        self.process: Process | None = None
 
-    async def launch(self, spec: ProcessSpec) -> Process:
-        seen = spec.on_output
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process is not None else 0
 
-        def record(stream: str, data: bytes) -> None:
-            self._output.write(stream, data)
-            if seen is not None:
-                seen(stream, data)
+    async def wait(self) -> ProcessExit:
+        if self.process is None:
+            raise RuntimeError("it was not launched")
+        ended = await self.process.wait()
+        for stream, mask in self._masks.items():
+            self._tell(stream, mask.rest())
+        return ended
 
-        return await self._launcher.launch(replace(spec, on_output=record))
+    def output(self, stream: str, data: bytes) -> None:
+        self._output.write(stream, data)
+        self._tell(stream, self._masks[stream].feed(data))
+
+    def report(self, line: bytes) -> None:
+        for secret in self._secrets:
+            line = line.replace(secret, MASK)
+        if self._spec.on_report is not None:
+            self._spec.on_report(line)
+
+    def _tell(self, stream: str, data: bytes) -> None:
+        if data and self._spec.on_output is not None:
+            self._spec.on_output(stream, data)
+
+
+def _alone(fault: Exception) -> Exception:
+    """The one fault in a task group's wrapping."""
+    if not isinstance(fault, ExceptionGroup):
+        return fault
+    group = cast("ExceptionGroup[Exception]", fault)
+    return _alone(group.exceptions[0]) if len(group.exceptions) == 1 else group

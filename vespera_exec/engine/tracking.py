@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import anyio
+from typing import TYPE_CHECKING
 
 from vespera_exec.errors import CancellationException
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel
-from vespera_exec.model.events import Json
-from vespera_exec.model.progress import ProgressReport
-from vespera_exec.model.session import ExecutionSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vespera_exec.model.events import Json
+    from vespera_exec.model.progress import ProgressReport
+    from vespera_exec.model.session import ExecutionSession
 
 _STATUS_OF_PHASE = {
     ExecutionPhase.VALIDATION: ExecutionStatus.VALIDATING,
@@ -21,12 +23,17 @@ _MOVABLE = (ExecutionStatus.PREPARING, ExecutionStatus.VALIDATING, ExecutionStat
 
 
 class SessionTracking:
-    """`Tracking` over a session. Once fenced, whatever the abandoned work still says is refused."""
+    """`Tracking` over a session. Once fenced, whatever the abandoned work still says is refused.
 
-    __slots__ = ("_fenced", "_session")
+    While the log cannot be written (`refusing`), progress and notes are dropped: what is decided is kept in
+    memory until there is room, and must not grow with what the work says meanwhile.
+    """
 
-    def __init__(self, session: ExecutionSession) -> None:
+    __slots__ = ("_fenced", "_refusing", "_session")
+
+    def __init__(self, session: ExecutionSession, refusing: Callable[[], bool] = lambda: False) -> None:
         self._session = session
+        self._refusing = refusing
         self._fenced = False
 
     def fence(self) -> None:
@@ -49,10 +56,14 @@ class SessionTracking:
 
     def progress(self, report: ProgressReport) -> None:
         self._check()
+        if self._refusing():
+            return
         self._session.report(report, ExecutionPhase.EXECUTION if report.metric is None else None)
 
     def log(self, level: MessageLevel, message: str, details: Mapping[str, Json] | None = None) -> None:
         self._check()
+        if self._refusing():
+            return
         self._session.note(level, message, details)
 
     def checkpoint(self, state: Json) -> None:
@@ -65,13 +76,9 @@ class SessionTracking:
 
 
 class Gate:
-    """`PauseGate`: open unless paused."""
+    """`PauseGate` of work that nothing pauses: always open."""
 
-    __slots__ = ("_open",)
-
-    def __init__(self) -> None:
-        self._open = anyio.Event()
-        self._open.set()
+    __slots__ = ()
 
     async def passed(self) -> None:
-        await self._open.wait()
+        """Returns at once."""

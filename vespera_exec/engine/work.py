@@ -5,16 +5,19 @@ Implementations live in the engine (durable) and in `roles.execution` (alone in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from vespera_exec.model.cancellation import CancellationToken
-from vespera_exec.model.enums import ExecutionPhase, MessageLevel
-from vespera_exec.model.events import Json
 from vespera_exec.model.principal import Caller
-from vespera_exec.model.progress import ProgressReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from vespera_exec.model.cancellation import CancellationToken
+    from vespera_exec.model.enums import ExecutionPhase, MessageLevel
+    from vespera_exec.model.events import Json
+    from vespera_exec.model.progress import ProgressReport
 
 
 class Tracking(Protocol):
@@ -84,7 +87,8 @@ class ProcessExit:
 
 
 class Process(Protocol):
-    pid: int
+    @property
+    def pid(self) -> int: ...
 
     async def wait(self) -> ProcessExit:
         """When it and everything it started is gone. Cancelling the wait does not end the process."""

@@ -287,9 +287,12 @@ async def test_work_that_was_cancelled_before_its_start_never_begins(data_dir: P
         # Heard when the start is decided, and so in the middle of its way to the disk.
         session = task.enqueue_execution("test", owner="test")
 
+        def cancel() -> None:
+            session.request_cancellation("too late")
+
         def cancel_at_start(event: Any) -> None:
             if event.new_status is S.PREPARING:
-                threading.Thread(target=session.request_cancellation, args=("too late",)).start()
+                task.ledger.afterwards(cancel)
 
         task.ledger.listen(cancel_at_start)
         run = here.engine.submit(Job(task=task, session=session, run=body))

@@ -190,6 +190,36 @@ def test_a_checkpoint_must_be_json() -> None:
     assert session.lifecycle.checkpoint_at == log.events[-1].timestamp
 
 
+def test_a_checkpoint_takes_at_most_256_kib() -> None:
+    session, _ = running_session()
+    largest = "x" * (256 * 1024 - 2)
+    session.record_checkpoint(largest)
+    with pytest.raises(InvalidInput, match="at most 262,144"):
+        session.record_checkpoint(largest + "x")
+    assert session.lifecycle.checkpoint == largest
+
+
+def _nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return value
+
+
+def test_inputs_that_are_too_deep_are_refused_and_never_cut() -> None:
+    task = Task("t1", inputs=_nested(32))
+    assert task.inputs == _nested(32)
+    with pytest.raises(InvalidInput, match=r"the inputs: .* 32 levels"):
+        Task("t2", inputs=_nested(33))
+    before = task.record
+    with pytest.raises(InvalidInput, match="32 levels"):
+        task.execution.change(inputs=_nested(33))
+    assert task.record == before
+    with pytest.raises(InvalidInput, match=r"it: .* 32 levels"):
+        exact_json(_nested(33), "it")
+    assert exact_json(_nested(32), "it") == _nested(32)
+
+
 def test_the_stream_message_has_the_promised_keys() -> None:
     session, log = running_session()
     session.update_progress(5)

@@ -295,3 +295,34 @@ def test_an_untouched_session_stands_at_zero() -> None:
     session, _ = session_with_log()
     assert session.progress.percentage == 0
     assert session.overall_progress.progress_type is ProgressType.PERCENTAGE
+
+
+def test_an_execution_has_at_most_64_custom_metrics() -> None:
+    session, log = running_session()
+    for number in range(64):
+        session.set_custom_progress(f"metric {number}", number)
+    batches = len(log.batches)
+    with pytest.raises(InvalidProgress, match="at most 64"):
+        session.set_custom_progress("one more", 1)
+    assert len(log.batches) == batches
+    session.set_custom_progress("metric 63", 5)
+    assert session.progress.custom["metric 63"].current == 5
+    assert len(session.progress.custom) == 64
+
+
+def test_computed_metrics_count_among_the_64() -> None:
+    session = ExecutionSession("s", "t", custom_metrics={"computed": lambda _progress, _elapsed: 1.0})
+    session.start_execution()
+    for number in range(63):
+        session.set_custom_progress(f"metric {number}", number)
+    with pytest.raises(InvalidProgress, match="at most 64"):
+        session.set_custom_progress("one more", 1)
+
+
+def test_a_metric_has_a_name_of_at_most_100_characters() -> None:
+    session, _ = running_session()
+    session.set_custom_progress("x" * 100, 1)
+    for name in ("x" * 101, "", cast("Any", 7)):
+        with pytest.raises(InvalidProgress, match="metric's name"):
+            session.set_custom_progress(name, 1)
+    assert list(session.progress.custom) == ["x" * 100]

@@ -17,6 +17,7 @@ from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus,
 from vespera_exec.model.execution import EnhancedTaskExecution
 from vespera_exec.model.legacy import TaskExecution
 from vespera_exec.model.record import TaskRecord
+from vespera_exec.model.replay import replayed
 from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.task import Task
 
@@ -422,6 +423,44 @@ def test_a_failed_attempt_and_the_next_are_one_decision() -> None:
     second.start_execution()
     assert task.execution.fail_for_retry("again", retry_at=START, timed_out=True) is None
     assert (second.status, task.status) == (S.TIMED_OUT, TaskStatus.FAILED)
+
+
+def test_the_next_attempt_begins_with_the_last_checkpoint() -> None:
+    log, hand = KeptLog(), HandClock()
+    task = Task("t1", role="r", sink=log, clock=hand.clock)
+    task.start_execution().record_checkpoint({"page": 3})
+    taken = hand.now()
+    hand.pass_(5)
+    second = task.execution.fail_for_retry("flaky", retry_at=hand.now())
+    assert second is not None
+    assert (second.lifecycle.checkpoint, second.lifecycle.checkpoint_at) == ({"page": 3}, taken)
+    assert log.lives[second.session_id] == second.lifecycle == replayed(log.events, second.session_id)[0]
+    second.start_execution()
+    third = task.execution.fail_for_retry("flaky", retry_at=hand.now())
+    assert third is not None
+    assert (third.lifecycle.checkpoint, third.lifecycle.checkpoint_at) == ({"page": 3}, taken)
+
+
+def test_a_run_without_a_checkpoint_hands_none_on() -> None:
+    log = KeptLog()
+    task = Task("t1", role="r", sink=log)
+    task.start_execution()
+    second = task.execution.fail_for_retry("flaky", retry_at=START)
+    assert second is not None
+    assert (second.lifecycle.checkpoint, second.lifecycle.checkpoint_at) == (None, None)
+
+
+def test_earlier_failures_take_no_attempt_from_a_later_run() -> None:
+    task = Task("t1", role="r", max_retries=3)
+    for _ in range(5):
+        _ended(task, "fail")
+    session = task.start_execution()
+    for attempt in (2, 3):
+        following = task.execution.fail_for_retry("flaky", retry_at=START)
+        assert following is not None
+        assert (following.lifecycle.attempt, following.run_id) == (attempt, session.run_id)
+        following.start_execution()
+    assert task.execution.fail_for_retry("flaky", retry_at=START) is None
 
 
 def test_a_cancelled_attempt_is_not_tried_again() -> None:

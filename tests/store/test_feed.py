@@ -271,6 +271,50 @@ async def test_two_hundred_followers_some_dead_some_slow_all_hear_everything(set
         assert store.feed.followers() == 0
 
 
+async def test_memory_is_bounded_by_bytes_and_everything_is_still_heard(settings: Settings) -> None:
+    async with Store.open(settings) as store:
+        mine, other = running(store), running(store)
+        head = await store.journal.sync()
+        feed = Feed(store.queries, head=head, ring_bytes=100_000)
+        mine.note(MessageLevel.INFO, "x" * 10_000)
+        for number in range(30):
+            other.note(MessageLevel.INFO, "x" * 20_000)
+            mine.note(MessageLevel.INFO, f"note {number}")
+        await store.journal.sync()
+        heard: list[int] = []
+
+        async def follow() -> None:
+            async with aclosing(feed.follow(after=head, execution_id=mine.session_id)) as followed:
+                async for event in followed:
+                    heard.append(event.cursor)
+                    if len(heard) == 31:
+                        break
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                group.start_soon(follow)
+                await anyio.lowlevel.checkpoint()
+                for event in await store.queries.events_after(head):
+                    feed.publish([event])
+                    held = {*feed._ring, *feed._executions[mine.session_id].tail}  # pyright: ignore[reportPrivateUsage]
+                    assert sum(len(each.body) for each in held) <= 100_000
+        assert heard == [head + 1, *range(head + 3, head + 62, 2)]
+        assert [event.cursor for event in await feed.read(after=head)] == list(range(head + 1, head + 62))
+
+
+async def test_an_event_larger_than_the_memory_is_heard_out_of_the_database(settings: Settings) -> None:
+    async with Store.open(settings) as store:
+        session = running(store)
+        head = await store.journal.sync()
+        feed = Feed(store.queries, head=head, ring_bytes=1000)
+        speak(session, 1)
+        session.note(MessageLevel.INFO, "x" * 5000)
+        await store.journal.sync()
+        feed.publish(await store.queries.events_after(head))
+        assert [event.cursor for event in await feed.read(after=head)] == [head + 1, head + 2]
+        assert not feed._ring  # pyright: ignore[reportPrivateUsage]
+
+
 async def test_a_cancelled_follower_leaves_nothing_behind(settings: Settings) -> None:
     async with Store.open(settings) as store:
         session = running(store)

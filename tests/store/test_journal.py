@@ -272,32 +272,28 @@ async def test_what_a_refused_decision_taught_the_writer_is_forgotten_with_it(pa
     assert found == [(1, "a", 1), (2, "b", 1), (3, "b", 2)]
 
 
-async def test_threads_append_and_wait_too(path: Path) -> None:
-    heads: list[int] = []
+async def test_threads_append_too(path: Path) -> None:
     async with Journal.open(path) as journal:
 
         def work(number: int) -> None:
             for sequence in range(1, 21):
                 journal.append(batch(f"thread {number}", sequence))
-            heads.append(journal.sync_blocking(10))
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             await anyio.to_thread.run_sync(thread.join)
-        assert max(heads) == journal.head == 160
+        assert await journal.sync() == journal.head == 160
 
 
-async def test_a_refused_thread_is_told(path: Path) -> None:
+async def test_a_refusal_in_a_thread_is_logged_and_told_to_nobody_else(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with Journal.open(path) as journal:
-
-        def work() -> None:
-            journal.append(batch("t", 7))
-            with pytest.raises(Fenced):
-                journal.sync_blocking(10)
-
-        await anyio.to_thread.run_sync(work)
+        await anyio.to_thread.run_sync(journal.append, batch("t", 7))
+        await journal.sync()
+        await until(lambda: "nobody waits for" in caplog.text)
 
 
 async def test_a_full_disk_is_said_and_nothing_is_lost_when_there_is_room_again(path: Path) -> None:
@@ -335,22 +331,6 @@ async def test_closing_on_a_full_disk_says_what_it_could_not_write(path: Path, m
             journal.limit_pages(1)
             Task(description="x" * 100_000, sink=journal)
     assert rows(path, "SELECT count(*) FROM events") == [(0,)]
-
-
-async def test_a_blocked_thread_hears_of_a_full_disk_too(path: Path) -> None:
-    async with Journal.open(path) as journal:
-        journal.limit_pages(1)
-
-        def work() -> None:
-            Task(description="x" * 100_000, sink=journal)
-            with pytest.raises(StoreUnavailable):
-                journal.sync_blocking(10)
-            with pytest.raises(StoreUnavailable):
-                journal.sync_blocking(10)
-
-        await anyio.to_thread.run_sync(work)
-        journal.limit_pages(1_000_000)
-        await until(lambda: journal.head == 1)
 
 
 async def test_a_reader_that_never_ends_holds_up_no_commit(path: Path) -> None:

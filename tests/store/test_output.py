@@ -191,8 +191,7 @@ async def test_a_reader_sees_what_was_written_a_moment_ago(data_dir: Path) -> No
 
 async def test_closing_the_store_closes_what_is_open(data_dir: Path) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
-    async with OutputFiles.open(data_dir, limit_bytes=LIMIT) as files:
-        files.mask_also(b"token")
+    async with OutputFiles.open(data_dir, limit_bytes=LIMIT, mask=[b"token"]) as files:
         output = files.create("run")
         output.write("stdout", b"the token, the last words")
     assert text(data_dir) == "the ***, the last words"

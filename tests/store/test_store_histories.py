@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,12 @@ class Histories(RuleBasedStateMachine):
         if session := self.session(task):
             session.record_checkpoint({"at": [1, 2.5, None]})
 
+    @rule(task=tasks)
+    def retry(self, task: str) -> None:
+        session = self.session(task)
+        if session is not None and session.status is not ExecutionStatus.PENDING:
+            self.made[task].execution.fail_for_retry("flaky", retry_at=datetime.now(UTC))
+
     @rule(task=tasks, success=st.booleans())
     def conclude(self, task: str, success: bool) -> None:
         session = self.session(task)
@@ -149,7 +156,10 @@ class Histories(RuleBasedStateMachine):
         for task in self.made.values():
             assert self.portal.call(self.queries.get_task, task.id) == task.record == replayed_task(events, task.id)
             assert replayed_task(events, task.id) != TaskRecord(task_id=task.id)
-            for life, progress in self.portal.call(self.queries.executions_of, task.id):
+            for execution_id in {each.execution_id for each in events if each.task_id == task.id and each.execution_id}:
+                found = self.portal.call(self.queries.get_execution, execution_id)
+                assert found is not None
+                life, progress = found
                 own = [event for event in events if event.execution_id == life.execution_id]
                 assert [event.sequence for event in own] == list(range(1, len(own) + 1))
                 assert (life, progress) == replayed(events, life.execution_id)

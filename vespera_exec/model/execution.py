@@ -10,7 +10,7 @@ from vespera_exec.model.cancellation import CancellationToken
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.events import new_id
-from vespera_exec.model.jsonable import jsonable
+from vespera_exec.model.jsonable import jsonable, whole_json
 from vespera_exec.model.ledger import Cell, Ledger, Part
 from vespera_exec.model.legacy import LEGACY_FIELDS, FoldedField, TaskExecution, legacy_record
 from vespera_exec.model.listeners import Subscribers
@@ -159,11 +159,15 @@ class EnhancedTaskExecution(TaskExecution):
         """Record new values of the task's own fields; none that are the same, no event.
 
         Raises:
-            InvalidInput: there is no such field, or it follows from something else (`status`, `sequence`).
+            InvalidInput: there is no such field, or it follows from something else (`status`, `sequence`),
+                or `inputs` are deeper than 32 levels.
         """
         if unknown := [name for name in fields if name not in _OWN_FIELDS]:
             raise InvalidInput(f"a task has no field {unknown[0]!r} that may be set")
-        fields = {name: jsonable(value) for name, value in fields.items()}
+        fields = {
+            name: whole_json(value, "the inputs") if name == "inputs" else jsonable(value)
+            for name, value in fields.items()
+        }
         with self._ledger:
             before = self.record
             changed = {name: value for name, value in fields.items() if getattr(before, name) != value}
@@ -258,14 +262,14 @@ class EnhancedTaskExecution(TaskExecution):
     ) -> ExecutionSession | None:
         """End the running session FAILED (or TIMED_OUT) and queue the next attempt, in one decision.
 
-        Returns the next attempt, or None where the task's retries are used up or the session ended
-        otherwise (a cancel was first).
+        The next attempt begins with the last checkpoint of this one. Returns it, or None where the attempts of
+        this run are used up (`max_retries`) or the session ended otherwise (a cancel was first).
         """
         with self._ledger:
             session = self.current_session
             if session is None:
                 raise NotExecuting("no execution is running")
-            self._retrying = self.record.retry_count + 1 < self.record.max_retries
+            self._retrying = session.lifecycle.attempt < self.record.max_retries
             try:
                 if timed_out:
                     session.time_out(str(error), outcome=outcome, result=result)
@@ -286,6 +290,8 @@ class EnhancedTaskExecution(TaskExecution):
                 priority=ended.priority,
                 not_before=retry_at,
                 owner=owner,
+                checkpoint=ended.checkpoint,
+                checkpoint_at=ended.checkpoint_at,
                 message=f"Attempt {ended.attempt + 1} follows",
             )
             following.emit_status_event(

@@ -176,6 +176,8 @@ class Lifecycle:
             "not_before": stamp(made["not_before"]) if made.get("not_before") else None,
             "owner": made.get("owner"),
             "generation": made.get("generation", 1),
+            "checkpoint": made.get("checkpoint"),
+            "checkpoint_at": stamp(made["checkpoint_at"]) if made.get("checkpoint_at") else None,
         }
 
     def _closed(self, event: ExecutionEvent, outcome: str) -> tuple[PhaseRecord, ...]:

@@ -12,7 +12,7 @@ from vespera_exec.model.jsonable import clean_text, details_of
 from vespera_exec.model.progress import SHOWN_BEFORE_THE_END, ProgressState, measure, measured, measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from vespera_exec.model.events import Json
     from vespera_exec.model.progress import CustomMetric, Progress, ProgressReport
@@ -29,6 +29,24 @@ PHASE_WINDOWS: Mapping[ExecutionPhase, tuple[float, float]] = MappingProxyType(
     }
 )
 """Where the progress of a phase stands in the overall percentage."""
+
+
+MAX_METRICS = 64
+"""Custom metrics of one execution, the computed ones included."""
+MAX_METRIC_NAME = 100
+
+
+def check_metric(name: object, known: Collection[str]) -> None:
+    """
+    Raises:
+        InvalidProgress: `name` is no text, empty or too long, or one more than the `known` metrics may be.
+    """
+    if not isinstance(name, str) or not name:
+        raise InvalidProgress("a metric's name must be text that is not empty")
+    if len(name) > MAX_METRIC_NAME:
+        raise InvalidProgress(f"a metric's name has at most {MAX_METRIC_NAME} characters, not {len(name):,}")
+    if len(known) >= MAX_METRICS and clean_text(name) not in known:
+        raise InvalidProgress(f"an execution has at most {MAX_METRICS} custom metrics")
 
 
 class Accepted(NamedTuple):

@@ -128,12 +128,19 @@ class ExecutionSession(WorkLog):
         priority: int = 5,
         not_before: datetime | None = None,
         owner: str | None = None,
+        checkpoint: Json = None,
+        checkpoint_at: datetime | None = None,
         message: str = "Queued",
     ) -> None:
-        """IDLE to PENDING: accepted, and waiting for its turn."""
+        """IDLE to PENDING: accepted, and waiting for its turn.
+
+        `checkpoint` is of an earlier attempt, `checkpoint_at` when that recorded it; without the latter there is none.
+        """
         made: dict[str, Json] = {"attempt": attempt, "parent": parent_execution_id, "priority": priority}
         made |= {"run_id": run_id or self.session_id, "owner": owner}
         made["not_before"] = not_before.isoformat() if not_before else None
+        if checkpoint_at is not None:
+            made |= {"checkpoint": checkpoint, "checkpoint_at": checkpoint_at.isoformat()}
         self._transition(S.PENDING, message, made=made)
 
     def update_status(self, new_status: ExecutionStatus, message: str = "") -> bool:

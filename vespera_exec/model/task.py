@@ -9,7 +9,7 @@ from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import EventType, ExecutionStatus, TaskStatus
 from vespera_exec.model.events import Json, new_id
 from vespera_exec.model.execution import EnhancedTaskExecution
-from vespera_exec.model.jsonable import jsonable
+from vespera_exec.model.jsonable import whole_json
 from vespera_exec.model.ledger import IdempotencyRecord, Ledger, Part, Sink
 from vespera_exec.model.record import TaskRecord
 
@@ -25,6 +25,9 @@ class Task:
 
     `status` follows its executions: DOING while one is active, DONE when it completed, CANCELLED when
     it was cancelled; after a failure TODO while retries are left, else FAILED.
+
+    Raises:
+        InvalidInput: `inputs` are deeper than 32 levels.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Task:
             "title": title,
             "description": description,
             "assigned_role": role,
-            "inputs": jsonable(inputs or {}),
+            "inputs": whole_json(inputs or {}, "the inputs"),
             "priority": priority,
             "sla_seconds": sla_seconds,
             "max_retries": max_retries,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from vespera_exec.errors import InvalidInput, InvalidProgress, InvalidTransitionError
 from vespera_exec.model.enums import EventType, ExecutionPhase, MessageLevel, ProgressType
 from vespera_exec.model.jsonable import details_of, exact_json
 from vespera_exec.model.progress import ProgressReport
-from vespera_exec.model.reporting import accepted, computed
+from vespera_exec.model.reporting import accepted, check_metric, computed
 from vespera_exec.model.stopwatch import Stopwatch
 from vespera_exec.model.view import SessionView
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vespera_exec.model.events import ExecutionEvent, Json
     from vespera_exec.model.progress import CustomMetric
 
+MAX_CHECKPOINT_BYTES = 256 * 1024
 _NO_METRICS: Mapping[str, CustomMetric] = {}
 
 
@@ -72,12 +74,14 @@ class WorkLog(SessionView):
         """Record progress of any type: overall, of a phase (`phase`), or of a custom metric (`report.metric`).
 
         Raises:
-            InvalidProgress: see `update_progress`.
+            InvalidProgress: see `update_progress`; or the metric is the 65th, or its name has more than 100 characters.
         """
         with self._ledger:
             life, before = self._life.value, self._progress.value
             if life.completed_at is not None:
                 raise InvalidProgress(f"the execution has ended ({life.status.value}); progress is final")
+            if report.metric is not None:
+                check_metric(report.metric, {*before.custom, *self._custom_metrics})
             message, data, details = accepted(report, before, phase)
             if self._custom_metrics and (others := computed(self._custom_metrics, before, self.elapsed_seconds)):
                 details["custom"] = {**others, **details.get("custom", {})}
@@ -108,10 +112,15 @@ class WorkLog(SessionView):
         """Keep a state that the work can go on from.
 
         Raises:
-            InvalidInput: it is not JSON, and so would not come back as it is.
+            InvalidInput: it is not JSON, and so would not come back as it is; or it takes more than 256 KiB.
             InvalidTransitionError: the execution has ended.
         """
         kept = exact_json(state, "the checkpoint")
+        if (size := len(json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode())) > MAX_CHECKPOINT_BYTES:
+            raise InvalidInput(
+                f"the checkpoint has {size:,} bytes; at most {MAX_CHECKPOINT_BYTES:,}",
+                hint="keep the data in a file, and its name in the checkpoint",
+            )
         with self._ledger:
             self._refuse_after_the_end("checkpoint")
             self._record(EventType.CHECKPOINT_CREATED, message=message, details={"state": kept})

@@ -86,8 +86,8 @@ def refusal(fault: Exception) -> VesperaError:
     return StoreError(f"the store refused a decision: {text}")
 
 
-def named(fault: sqlite3.Error, database: Path) -> StoreError:
-    """The error that says what is wrong with the file, and what to do."""
+def named(fault: sqlite3.Error, database: Path | str) -> StoreError:
+    """The error that says what is wrong with the file, and what to do. Clients see it: give them a name, no path."""
     code = _code(fault)
     if code in _DAMAGE:
         return StoreDamaged(f"{database} is damaged or no database: {fault}")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 RING = 4096
 """Events that the feed holds in memory; older ones are read from the database."""
+RING_BYTES = 16 * 2**20
+"""What they may take together, all followers included."""
 _TAIL = 32
 _PAGE = 500
 _cursor_of = attrgetter("cursor")
@@ -54,7 +56,7 @@ class History(Protocol):
 class _Topic:
     """What the followers of one task, of one execution, or of everything share while there are any.
 
-    `tail` holds its events with a cursor above `since`, without a gap.
+    `tail` holds its events with a cursor above `since`, without a gap. They are the ring's own.
     """
 
     __slots__ = ("followers", "parked", "since", "tail", "version")
@@ -69,8 +71,16 @@ class _Topic:
     def add(self, event: StoredEvent) -> None:
         self.tail.append(event)
         if len(self.tail) >= 2 * _TAIL:
-            self.since = self.tail[_TAIL - 1].cursor
-            del self.tail[:_TAIL]
+            self._drop(_TAIL)
+
+    def forget(self, until: int) -> None:
+        """Let go of the events up to the cursor `until`."""
+        self._drop(bisect_right(self.tail, until, key=_cursor_of))
+
+    def _drop(self, count: int) -> None:
+        if count:
+            self.since = self.tail[count - 1].cursor
+            del self.tail[:count]
 
     async def news(self) -> None:
         # One future each: a shared one would be cancelled for all by one cancelled waiter.
@@ -96,12 +106,14 @@ class Feed:
     on from its cursor, out of memory or out of the database.
     """
 
-    def __init__(self, history: History, *, head: int, ring: int = RING) -> None:
+    def __init__(self, history: History, *, head: int, ring: int = RING, ring_bytes: int = RING_BYTES) -> None:
         self._history = history
         self._head = head
         self._ring: list[StoredEvent] = []
         self._ring_size = ring
         self._ring_since = head
+        self._ring_bytes = ring_bytes
+        self._held_bytes = 0
         self._all = _Topic(head)
         self._tasks: dict[str, _Topic] = {}
         self._executions: dict[str, _Topic] = {}
@@ -116,10 +128,7 @@ class Feed:
         if not events:
             return
         self._ring.extend(events)
-        if len(self._ring) >= 2 * self._ring_size:
-            surplus = len(self._ring) - self._ring_size
-            self._ring_since = self._ring[surplus - 1].cursor
-            del self._ring[:surplus]
+        self._held_bytes += sum(len(event.body) for event in events)
         self._head = events[-1].cursor
         touched: set[_Topic] = {self._all}
         if self._tasks or self._executions:
@@ -130,8 +139,23 @@ class Feed:
                 if event.execution_id and (topic := self._executions.get(event.execution_id)) is not None:
                     topic.add(event)
                     touched.add(topic)
+        if len(self._ring) >= 2 * self._ring_size or self._held_bytes > self._ring_bytes:
+            self._trim()
         for topic in touched:
             topic.wake()
+
+    def _trim(self) -> None:
+        """Down to `ring` events and half of the bytes, so that it is seldom done. The topics let go of the same."""
+        surplus, held = 0, self._held_bytes
+        most = self._ring_bytes // 2 if held > self._ring_bytes else held
+        while held > most or len(self._ring) - surplus > self._ring_size:
+            held -= len(self._ring[surplus].body)
+            surplus += 1
+        self._ring_since = self._ring[surplus - 1].cursor
+        self._held_bytes = held
+        del self._ring[:surplus]
+        for topic in (*self._tasks.values(), *self._executions.values()):
+            topic.forget(self._ring_since)
 
     async def read(
         self,

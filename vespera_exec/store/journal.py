@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVarTuple
 
 import anyio
@@ -62,17 +62,9 @@ class _Counts:
 
 # Plain tuples: one of each is made for every append and sync.
 _Waiting = tuple[Decision, object]
-"""A decision, and who made it: the asyncio task, or the thread where there was none."""
+"""A decision, and the asyncio task that made it, or None."""
 _Syncer = tuple[int, object, asyncio.Future[int]]
 """The ticket that it waits for, who it is, and how it is told."""
-
-
-@dataclass(slots=True)
-class _BlockedThread:
-    ticket: int
-    owner: object
-    done: threading.Event = field(default_factory=threading.Event)
-    error: VesperaError | None = None
 
 
 class Journal:
@@ -94,7 +86,6 @@ class Journal:
         self._queue: list[_Waiting] = []
         self._samples: list[Sample] = []
         self._appended = 0
-        self._blocked: list[_BlockedThread] = []
         self._refused: dict[object, VesperaError] = {}
         self._wake = threading.Event()
         self._hurry = threading.Event()
@@ -164,7 +155,7 @@ class Journal:
             StoreError: the journal is closed, or can never write again.
         """
         on_loop = threading.get_ident() == self._loop_thread
-        owner = asyncio.current_task(self._loop) if on_loop else threading.get_ident()
+        owner = asyncio.current_task(self._loop) if on_loop else None
         waiting = (prepared(batch), owner)
         with self._lock:
             if self._broken is not None:
@@ -209,27 +200,6 @@ class Journal:
             self._shipping = True
             self._loop.call_soon(self._ship)
         return await future
-
-    def sync_blocking(self, timeout: float) -> int:
-        """`sync` for a thread that is not the loop's.
-
-        Raises:
-            StoreUnavailable: also where it took longer than `timeout` seconds.
-        """
-        self.check_writable()
-        with self._lock:
-            waiting = _BlockedThread(self._appended, threading.get_ident())
-            self._blocked.append(waiting)
-        self._hurry.set()
-        self._wake.set()
-        if not waiting.done.wait(timeout):
-            with self._lock:
-                if waiting in self._blocked:
-                    self._blocked.remove(waiting)
-            raise StoreUnavailable(f"the log was not written within {timeout:g} s", hint="try again")
-        if waiting.error is not None:
-            raise waiting.error
-        return self._head
 
     def limit_pages(self, pages: int) -> None:
         """Let the database file grow to at most `pages` of 4 KiB; beyond, writing fails as on a full disk."""
@@ -392,38 +362,18 @@ class Journal:
             self._counts.refused += len(refused)
             self._counts.largest_group = max(self._counts.largest_group, len(group))
             self._tell(self._group_settled, written.events, ticket, refused)
-        self._release(ticket, refused)
-
-    def _release(self, ticket: int, refused: list[tuple[object, VesperaError]]) -> None:
-        """Let go the threads that waited for what is written now."""
-        with self._lock:
-            ready = [waiting for waiting in self._blocked if waiting.ticket <= ticket]
-            if ready:
-                self._blocked = [waiting for waiting in self._blocked if waiting.ticket > ticket]
-        for waiting in ready:
-            waiting.error = next((error for owner, error in refused if owner == waiting.owner), None)
-            waiting.done.set()
 
     def _obstructed(self, fault: StoreUnavailable) -> None:
         if self._fault is None:
             _log.error("The log cannot be written: %s", fault)
         self._fault = fault
-        self._turn_away(fault)
+        self._tell(self._fail_syncers, fault)
 
     def _stop(self, fault: StoreError) -> None:
         """Nothing can be appended any more; the first reason counts."""
         with self._lock:
             self._broken = self._broken or fault
         self._tell(self._set_opened, fault)
-        self._turn_away(fault)
-
-    def _turn_away(self, fault: StoreError) -> None:
-        """Let go all who wait, with the reason."""
-        with self._lock:
-            blocked, self._blocked = self._blocked, []
-        for waiting in blocked:
-            waiting.error = _again(fault)
-            waiting.done.set()
         self._tell(self._fail_syncers, fault)
 
     def _tidy(self, writer: Writer) -> None:

@@ -74,11 +74,6 @@ class OutputFiles:
             for output in tuple(files._open):
                 output.close()
 
-    def mask_also(self, secret: bytes) -> None:
-        """Mask one more secret, in outputs that are opened from now on."""
-        if secret and secret not in self._mask:
-            self._mask = (*self._mask, secret)
-
     def create(self, execution_id: str) -> Output:
         """The output of an execution that begins, or goes on after its owner died. Touches no file yet."""
         output = Output(self._folder / _safe(execution_id), self._limit, self._mask, self._changed)

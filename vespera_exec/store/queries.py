@@ -17,6 +17,7 @@ import orjson
 
 from vespera_exec.errors import InvalidInput, StoreDamaged
 from vespera_exec.model.enums import ExecutionStatus, TaskStatus
+from vespera_exec.model.jsonable import clean_text
 from vespera_exec.model.ledger import IdempotencyRecord, ResultRecord
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
@@ -27,17 +28,18 @@ from vespera_exec.store.feed import StoredEvent
 from vespera_exec.store.writer import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
     from datetime import datetime
     from pathlib import Path
 
 PREFIX_LENGTH = 6
 """The shortest beginning of an id that stands for it."""
 _CONNECTIONS = 2
+_TEXT_LIMIT = 200
+_INT_LIMIT = 2**63
 _T = TypeVar("_T")
 
 TaskSort = Literal["updated", "created", "priority"]
-ExecutionSort = Literal["created", "completed", "priority"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +59,6 @@ class TaskRow:
     execution_id: str | None
     execution_status: ExecutionStatus | None
     percentage: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many there are, by status. `queued` executions wait for their turn."""
-
-    tasks: Mapping[TaskStatus, int]
-    executions: Mapping[ExecutionStatus, int]
-
-    @property
-    def queued(self) -> int:
-        return self.executions.get(ExecutionStatus.PENDING, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +99,8 @@ class Queries:
     """Reads what is committed. A cancelled question harms nobody: its connection ends it by itself."""
 
     def __init__(self, path: Path, connections: Sequence[aiosqlite.Connection]) -> None:
-        self._path = path
+        # A client may see it in a message, and needs not know where it lies.
+        self._name = path.name
         self._free = deque(connections)
         self._turn = anyio.Semaphore(len(connections))
 
@@ -198,17 +189,6 @@ class Queries:
 
     # lists
 
-    async def executions_of(
-        self, task_id: str, *, limit: int = 50, newest_first: bool = True
-    ) -> list[tuple[Lifecycle, Progress]]:
-        """The executions of a task, by the order in which they were made."""
-        order = "DESC" if newest_first else "ASC"
-        rows = await self._rows(
-            f"{_EXECUTIONS} WHERE e.task = (SELECT id FROM streams WHERE name = ?) ORDER BY e.id {order} LIMIT ?",
-            task_id, limit,
-        )  # fmt: skip
-        return [_execution(row) for row in rows]
-
     async def attempts_of(self, run_id: str) -> list[tuple[Lifecycle, Progress]]:
         """The attempts of a run, first to last."""
         rows = await self._rows(f"{_EXECUTIONS} WHERE e.run = ? ORDER BY e.attempt", run_id)
@@ -222,7 +202,7 @@ class Queries:
     async def list_tasks(
         self,
         *,
-        status: TaskStatus | None = None,
+        status: TaskStatus | ExecutionStatus | None = None,
         role: str | None = None,
         principal: str | None = None,
         text: str | None = None,
@@ -233,13 +213,18 @@ class Queries:
     ) -> Page[TaskRow]:
         """Tasks, highest of `sort` first. `text` is sought in titles and descriptions, `since` is of the last change.
 
+        An `ExecutionStatus` is that of the execution that the row shows.
+
         Raises:
-            InvalidInput: `page_token` is none of ours, or of another order.
+            InvalidInput: `text` has more than 200 characters; `page_token` is none of ours, or of another order.
         """
+        if text and len(text) > _TEXT_LIMIT:
+            raise InvalidInput(f"the text to search for has {len(text):,} characters; at most {_TEXT_LIMIT}")
         where = _Where()
-        for column, value in (("status", status), ("role", role), ("principal", principal)):
+        of_status = "e.status" if isinstance(status, ExecutionStatus) else "t.status"
+        for column, value in ((of_status, status), ("t.role", role), ("t.principal", principal)):
             if value is not None:
-                where.add(f"t.{column} = ?", str(value))
+                where.add(f"{column} = ?", str(value))
         if text:
             pattern = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
             where.add(
@@ -249,12 +234,13 @@ class Queries:
             )
         if since is not None:
             where.add("t.updated >= ?", micros(since))
-        total = await self._count("tasks t", where)
+        shown = " LEFT JOIN executions e ON e.id = t.shown"
+        total = await self._count("tasks t" + (shown if of_status == "e.status" else ""), where)
         key = f"t.{_one_of(sort, ('updated', 'created', 'priority'))}"
         _go_on(where, key, "t.id", f"tasks:{sort}", page_token)
         rows = await self._rows(
-            f"SELECT {key}, t.id, t.doc, s.name, e.status, p.percentage FROM tasks t "
-            "LEFT JOIN executions e ON e.id = t.shown LEFT JOIN streams s ON s.id = e.id "
+            f"SELECT {key}, t.id, t.doc, s.name, e.status, p.percentage FROM tasks t{shown} "
+            "LEFT JOIN streams s ON s.id = e.id "
             f"LEFT JOIN progress p ON p.id = e.id {where} ORDER BY {key} DESC, t.id DESC LIMIT ?",
             *where.values, limit + 1,
         )  # fmt: skip
@@ -262,59 +248,14 @@ class Queries:
             TaskRow(
                 TaskRecord.from_dict(orjson.loads(doc)),
                 execution_id,
-                ExecutionStatus(shown) if shown else None,
+                ExecutionStatus(execution_status) if execution_status else None,
                 percentage,
             )
-            for _, _, doc, execution_id, shown, percentage in rows[:limit]
+            for _, _, doc, execution_id, execution_status, percentage in rows[:limit]
         ]
         return Page(items, _token(rows, limit, f"tasks:{sort}"), total)
 
-    async def list_executions(
-        self,
-        *,
-        status: ExecutionStatus | None = None,
-        role: str | None = None,
-        task_id: str | None = None,
-        since: datetime | None = None,
-        sort: ExecutionSort = "created",
-        limit: int = 50,
-        page_token: str | None = None,
-    ) -> Page[tuple[Lifecycle, Progress]]:
-        """Executions, highest of `sort` first; `since` is of their creation.
-
-        Raises:
-            InvalidInput: `page_token` is none of ours, or of another order.
-        """
-        where = _Where()
-        for column, value in (("status", status), ("role", role)):
-            if value is not None:
-                where.add(f"e.{column} = ?", str(value))
-        if task_id is not None:
-            where.add("e.task = (SELECT id FROM streams WHERE name = ?)", task_id)
-        if since is not None:
-            where.add("e.created >= ?", micros(since))
-        total = await self._count("executions e", where)
-        key = f"coalesce(e.{_one_of(sort, ('created', 'completed', 'priority'))}, 0)"
-        _go_on(where, key, "e.id", f"executions:{sort}", page_token)
-        rows = await self._rows(
-            f"SELECT {key}, e.id, e.doc, p.doc, s.name FROM executions e JOIN streams s ON s.id = e.id "
-            f"LEFT JOIN progress p ON p.id = e.id {where} ORDER BY {key} DESC, e.id DESC LIMIT ?",
-            *where.values, limit + 1,
-        )  # fmt: skip
-        items = [_execution(row[2:]) for row in rows[:limit]]
-        return Page(items, _token(rows, limit, f"executions:{sort}"), total)
-
     # numbers
-
-    async def counts(self) -> Counts:
-        rows = await self._rows(
-            "SELECT 'task', status, count(*) FROM tasks GROUP BY status "
-            "UNION ALL SELECT 'execution', status, count(*) FROM executions GROUP BY status"
-        )
-        return Counts(
-            {TaskStatus(status): count for kind, status, count in rows if kind == "task"},
-            {ExecutionStatus(status): count for kind, status, count in rows if kind == "execution"},
-        )
 
     async def durations(self, *, role: str | None = None, task_id: str | None = None, limit: int = 50) -> list[float]:
         """Seconds at work of the last `limit` executions that completed, newest first."""
@@ -406,7 +347,7 @@ class Queries:
         events: list[StoredEvent] = []
         for cursor, sequence, kind, checksum, body, name, task in rows:
             if zlib.crc32(body) != checksum:
-                raise StoreDamaged(f"event {cursor} in {self._path} does not match its checksum")
+                raise StoreDamaged(f"event {cursor} in {self._name} does not match its checksum")
             execution_id = name if name != task else None
             events.append(StoredEvent(cursor, kind, task, execution_id, sequence, with_cursor(body, cursor)))
         return events
@@ -421,12 +362,13 @@ class Queries:
         Raises:
             StoreUnavailable, StoreDamaged: it cannot be read.
         """
+        values = tuple(clean_text(value) if isinstance(value, str) else value for value in values)
         async with self._turn:
             connection = self._free.popleft()
             try:
                 return list(await connection.execute_fetchall(sql, values))  # pyright: ignore[reportArgumentType, reportReturnType]
             except sqlite3.Error as fault:
-                raise database.named(fault, self._path) from fault
+                raise database.named(fault, self._name) from fault
             finally:
                 self._free.append(connection)
 
@@ -481,6 +423,8 @@ def _go_on(where: _Where, key: str, row_id: str, order: str, token: str | None) 
         raise InvalidInput("the page token is none of ours", hint="start again without it") from None
     if given != order or not isinstance(value, int) or not isinstance(last, int):
         raise InvalidInput("the page token belongs to another list", hint="start again without it")
+    if not (abs(value) < _INT_LIMIT and abs(last) < _INT_LIMIT):
+        raise InvalidInput("the page token is none of ours", hint="start again without it")
     where.add(f"({key}, {row_id}) < (?, ?)", value, last)
 
 

@@ -139,7 +139,7 @@ class Writer:
         except sqlite3.Error as fault:
             self._roll_back()
             if not database.is_refusal(fault):
-                raise database.named(fault, self._path) from fault
+                raise database.named(fault, self._path.name) from fault
         except (Fenced, ArithmeticError, ValueError, TypeError, LookupError):
             self._roll_back()
         return self._one_by_one(decisions)
@@ -225,7 +225,7 @@ class Writer:
             self._db.execute("COMMIT")
         except sqlite3.Error as fault:
             self._roll_back()
-            raise database.named(fault, self._path) from fault
+            raise database.named(fault, self._path.name) from fault
         self._committed(stored)
         return Written(stored, refused)
 
@@ -255,7 +255,7 @@ class Writer:
             (self._cursor,) = self._db.execute("SELECT coalesce(max(cursor), 0) FROM events").fetchone()
             (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM streams").fetchone()
         except sqlite3.DatabaseError as fault:
-            raise database.named(fault, self._path) from fault
+            raise database.named(fault, self._path.name) from fault
         self._next_stream = last + 1
         if not self._db.in_transaction:
             self.head = self._cursor

@@ -216,7 +216,7 @@ class _InMemory:
         self._session = task.start_execution(role.name)
         self._tracking = _SessionTracking(self._session)
         self._token = self._session.cancellation_token or CancellationToken()
-        self._intake = Intake(self._tracking)
+        self._intake = Intake(self._tracking, interval=0)
 
     async def run(self) -> Any:
         try:

@@ -4,9 +4,10 @@
     {"done": 3, "total": 10, "unit": "files"}         items; steps with unit "steps"
     {"bytes": 1048576, "total": 4194304}              bytes
     {"message": "linking"}                            a new message, the value stays
-    {"checkpoint": ...} {"log": "text", "level": "info"} {"result": ...} {"error": {"code", "message"}}
+    {"checkpoint": ...} {"log": "text", "level": "info"} {"result": ...} {"error": {"code", "message", "recoverable"}}
 
 `message`, `details`, `metric`, `type` and `reset` go with any report. One line may carry several of these.
+Where a text is expected, only a string will do.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
 
+from roles.coalescing import INTERVAL_SECONDS, Coalescer
 from vespera_exec.errors import CancellationException, InvalidProgress, VesperaError
 from vespera_exec.model.enums import MessageLevel, ProgressType
 from vespera_exec.model.events import Json, mapping
 from vespera_exec.model.progress import ProgressReport
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from vespera_exec.engine.work import Tracking
 
 MESSAGE_CHARACTERS: Final = 2000
@@ -57,6 +61,12 @@ class Report:
     cancelled: bool = False
     problem: str | None = None
 
+    @property
+    def says_more(self) -> bool:
+        """It carries something that progress must not be overtaken by."""
+        others = (self.checkpoint, self.log, self.result, self.result_end, self.error)
+        return self.cancelled or any(each is not None for each in others)
+
 
 def parse_report(line: bytes) -> Report:
     """Total: whatever the bytes are, a report comes back."""
@@ -75,20 +85,16 @@ def read_report(message: dict[str, Json]) -> Report:
         return Report(problem=f"nothing known in it: {_clean(repr(sorted(message))[:80])}")
     try:
         progress = _progress(message)
-        level = MessageLevel(message.get("level", "info")) if "log" in message else MessageLevel.INFO
+        log = _line_of_log(message) if "log" in message else None
+        part = _text(message, "result_part")
     except (InvalidProgress, ValueError) as error:
-        return Report(problem=str(error)[:200])
-    log = (
-        (level, _clean(str(message["log"]))[:MESSAGE_CHARACTERS], mapping(message.get("details")))
-        if "log" in message
-        else None
-    )
+        return Report(problem=_clean(str(error))[:200])
     return Report(
         progress=progress,
         checkpoint=Held(message["checkpoint"]) if "checkpoint" in message else None,
         log=log,
         result=Held(message["result"]) if "result" in message else None,
-        result_part=str(message.get("result_part", "")),
+        result_part=part,
         result_end=mapping(message["result_end"]) if "result_end" in message else None,
         error=_error(message["error"]) if "error" in message else None,
         cancelled=message.get("cancelled") is True,
@@ -100,9 +106,11 @@ class Intake:
     """Takes the reports of one child, hands them to the log, and keeps its outcome.
 
     A line that is not understood, or a report that is refused, is counted; the first is logged.
+    Progress waits for at most `interval` seconds within `flushing`, and never behind anything else of its child.
     """
 
     tracking: Tracking
+    interval: float = INTERVAL_SECONDS
     problems: int = 0
     result: Held | None = None
     about: dict[str, Json] = field(default_factory=dict[str, Json])
@@ -110,6 +118,14 @@ class Intake:
     cancelled: bool = False
     _parts: list[str] = field(default_factory=list[str])
     _size: int = 0
+    _progress: Coalescer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._progress = Coalescer(self.tracking.progress, self.problem, self.interval)
+
+    def flushing(self) -> AbstractContextManager[None]:
+        """While the child runs: what is held back is recorded in time on this loop, and all of it at the end."""
+        return self._progress.on_time(self.finish)
 
     def line(self, line: bytes) -> None:
         """A line of a child. Never raises: what is refused, because the execution has ended, say, is a problem."""
@@ -117,9 +133,22 @@ class Intake:
             return
         try:
             self.take(parse_report(line))
+        except (VesperaError, CancellationException, RecursionError) as error:
+            self.problem(str(error)[:200])
+
+    def guess(self, report: ProgressReport) -> None:
+        """Progress read from a child's output; passed over where it is refused. Never raises."""
+        try:
+            self._progress.offer(report)
         except (VesperaError, CancellationException) as error:
-            self.problems += 1
-            _log.debug("A report was refused: %s", error)
+            _log.debug("A guess was refused: %s", error)
+
+    def finish(self) -> None:
+        """Record what is held back. Never raises: what is refused is a problem."""
+        try:
+            self._progress.flush()
+        except (VesperaError, CancellationException, RecursionError) as error:
+            self.problem(str(error)[:200])
 
     def message(self, message: dict[str, Json]) -> None:
         """A report of a callable in our own loop; raises as `take` does."""
@@ -135,7 +164,9 @@ class Intake:
             self.problem(report.problem)
             return
         if report.progress is not None:
-            self._progress(report.progress)
+            self._offer(report.progress)
+        if report.says_more:
+            self._progress.flush()
         if report.checkpoint is not None:
             self.tracking.checkpoint(report.checkpoint.value)
         if report.log is not None:
@@ -143,13 +174,17 @@ class Intake:
         self._outcome(report)
 
     def problem(self, what: str) -> None:
+        """Count it, and log the first. Never raises."""
         self.problems += 1
         if self.problems == 1:
-            self.tracking.log(MessageLevel.WARNING, f"A progress report was not understood: {what}")
+            try:
+                self.tracking.log(MessageLevel.WARNING, f"A progress report was not understood: {what}")
+            except (VesperaError, CancellationException) as error:
+                _log.debug("A problem could not be logged: %s", error)
 
-    def _progress(self, report: ProgressReport) -> None:
+    def _offer(self, report: ProgressReport) -> None:
         try:
-            self.tracking.progress(report)
+            self._progress.offer(report)
         except InvalidProgress as error:
             self.problem(str(error)[:200])
 
@@ -175,9 +210,9 @@ class Intake:
 def _progress(message: dict[str, Json]) -> ProgressReport | None:
     text = message.get("message")
     said: dict[str, Any] = {
-        "message": _clean(str(text))[:MESSAGE_CHARACTERS] if text is not None else "",
+        "message": _text(message, "message")[:MESSAGE_CHARACTERS],
         "details": mapping(message.get("details")),
-        "metric": _clean(str(message["metric"]))[:64] if message.get("metric") else None,
+        "metric": _text(message, "metric")[:64] or None,
         "reset": message.get("reset") is True,
     }
     total = _number(message, "total")
@@ -186,10 +221,25 @@ def _progress(message: dict[str, Json]) -> ProgressReport | None:
     if (done := _number(message, "bytes")) is not None:
         return ProgressReport(progress_type=ProgressType.BYTES, current=done, total=total, unit="bytes", **said)
     if (done := _number(message, "done")) is not None:
-        unit = _clean(str(message.get("unit") or ""))[:32]
-        kind = message.get("type") or ("steps" if unit in ("", "steps") else "items")
+        unit = _text(message, "unit")[:32]
+        kind = _text(message, "type") or ("steps" if unit in ("", "steps") else "items")
         return ProgressReport(progress_type=ProgressType(kind), current=done, total=total, unit=unit or kind, **said)
     return ProgressReport(**said) if text is not None and "log" not in message else None
+
+
+def _line_of_log(message: dict[str, Json]) -> tuple[MessageLevel, str, dict[str, Json]]:
+    level = MessageLevel(_text(message, "level") or "info")
+    return level, _text(message, "log")[:MESSAGE_CHARACTERS], mapping(message.get("details"))
+
+
+def _text(message: dict[str, Json], key: str) -> str:
+    """A string of the message, cleaned unless it is a part of a result; empty where it has none."""
+    value = message.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InvalidProgress(f"{key} must be text, not {type(value).__name__}")
+    return value if key == "result_part" else _clean(value)
 
 
 def _number(message: dict[str, Json], key: str) -> float | None:
@@ -203,12 +253,20 @@ def _number(message: dict[str, Json], key: str) -> float | None:
 
 def _error(given: Json) -> dict[str, Json]:
     error = mapping(given)
-    code, message = error.get("code"), error.get("message")
+    code, message, trace = (error.get(key) for key in ("code", "message", "traceback"))
     return {
-        "code": _clean(str(code))[:128] if code else "EXECUTION_FAILED",
-        "message": _clean(str(message if message is not None else given))[:MESSAGE_CHARACTERS],
-        "traceback": _clean(str(error.get("traceback") or ""))[-16_384:],
+        "code": _clean(code)[:128] if isinstance(code, str) and code else "EXECUTION_FAILED",
+        "message": _clean(_told(given if message is None else message))[:MESSAGE_CHARACTERS],
+        "traceback": _clean(trace)[-16_384:] if isinstance(trace, str) else "",
+        "recoverable": error.get("recoverable") is not False,
     }
+
+
+def _told(value: Json) -> str:
+    try:
+        return str(value)
+    except RecursionError:
+        return "the error is nested too deeply to be shown"
 
 
 def _clean(text: str) -> str:

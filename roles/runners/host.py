@@ -156,7 +156,7 @@ def _outcome(value: Any) -> tuple[Any, dict[str, Any]]:
     """`(result, what is said about it)`: a returned object with `success` and `output` says more than a value."""
     if isinstance(value, dict) or not (hasattr(value, "success") and hasattr(value, "output")):
         return cast("Any", value), {}
-    names = ("success", "error", "error_code", "quality_score", "warnings")
+    names = ("success", "error", "error_code", "recoverable", "quality_score", "warnings")
     about = {name: getattr(value, name, None) for name in names}
     return value.output, {name: each for name, each in about.items() if each is not None}
 
@@ -166,7 +166,12 @@ def _failure(error: BaseException) -> dict[str, Any]:
     message = f"exit with {error.code}" if isinstance(error, SystemExit) else str(error) or type(error).__name__
     lines = traceback.format_exception(type(error), error, _own_frames_left_out(error))
     text = "".join(lines)
-    return {"code": str(code), "message": message[:4096], "traceback": text[-TRACEBACK_CHARACTERS:]}
+    return {
+        "code": str(code),
+        "message": message[:4096],
+        "traceback": text[-TRACEBACK_CHARACTERS:],
+        "recoverable": getattr(error, "recoverable", True) is not False,
+    }
 
 
 def _own_frames_left_out(error: BaseException) -> Any:

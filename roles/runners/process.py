@@ -15,7 +15,7 @@ from roles.patterns import PatternReader
 from roles.reports import Intake
 from roles.rolefile import PIECES
 from vespera_exec.engine.work import ProcessExit, ProcessSpec, Work, WorkResult
-from vespera_exec.errors import CancellationException, ExecutionError, InvalidProgress
+from vespera_exec.errors import ExecutionError
 from vespera_exec.model.principal import allowed_env
 
 if TYPE_CHECKING:
@@ -37,27 +37,28 @@ async def run(role: Role, work: Work) -> WorkResult:
     last 2000 bytes of what it wrote.
 
     Raises:
-        ExecutionError: BAD_ARGUMENT, or what the launcher says of a program that cannot be started.
+        ExecutionError: BAD_ARGUMENT, WORKER_DIED, or what the launcher says of a program that cannot be started.
         CancellationException: it was asked to stop, and is gone.
     """
     task = await anyio.to_thread.run_sync(write_task, work)
     intake = Intake(work.tracking)
-    output = _Output(role, work)
+    output = _Output(role, intake)
     env = environment(role, work)
     env["VESPERA_TASK_FILE"] = str(work.scratch / TASK_FILE)
-    process = await work.launcher.launch(
-        ProcessSpec(
-            argv=arguments(role, work.inputs, work.scratch),
-            cwd=working_directory(work),
-            env=env,
-            stdin=task if role.stdin == "task" else b"",
-            on_output=output.chunk,
-            on_report=intake.line,
-            grace_seconds=role.grace_seconds,
+    with intake.flushing():
+        process = await work.launcher.launch(
+            ProcessSpec(
+                argv=arguments(role, work.inputs, work.scratch),
+                cwd=working_directory(work),
+                env=env,
+                stdin=task if role.stdin == "task" else b"",
+                on_output=output.chunk,
+                on_report=intake.line,
+                grace_seconds=role.grace_seconds,
+            )
         )
-    )
-    ended = await process.wait()
-    output.finish()
+        ended = await process.wait()
+        output.finish()
     stop_if_cancelled(work, ended)
     shown: dict[str, Json] = {"returncode": ended.returncode, "output_tail": output.tail()}
     if intake.result is not None:
@@ -75,6 +76,7 @@ async def run(role: Role, work: Work) -> WorkResult:
         success=False,
         error=message,
         error_code=intake.error["code"] if intake.error is not None else "EXIT_NONZERO",
+        recoverable=intake.error is None or intake.error["recoverable"],
         returncode=ended.returncode,
         warnings=warnings,
     )
@@ -131,11 +133,18 @@ def write_task(work: Work) -> bytes:
 def stop_if_cancelled(work: Work, ended: ProcessExit) -> None:
     """
     Raises:
-        CancellationException: the work was asked to stop, or the ladder ended it.
+        CancellationException: the work was asked to stop.
+        ExecutionError: WORKER_DIED, nobody asked, and yet it did not end by itself (its shim was killed, say).
     """
     work.token.throw_if_cancelled()
     if ended.rung is not None:
-        raise CancellationException(f"ended from outside ({ended.rung})")
+        how = how_it_ended(ended.returncode)
+        raise ExecutionError(
+            f"The process {how}, ended from outside ({ended.rung})",
+            code="WORKER_DIED",
+            context={"rung": ended.rung, "returncode": ended.returncode},
+            hint="look for a shortage of memory, or for who killed it",
+        )
 
 
 def how_it_ended(returncode: int) -> str:
@@ -160,8 +169,8 @@ def exit_warnings(ended: ProcessExit, intake: Intake) -> tuple[str, ...]:
 class _Output:
     """Reads progress from the output as it comes, and keeps its end."""
 
-    def __init__(self, role: Role, work: Work) -> None:
-        self._tracking = work.tracking
+    def __init__(self, role: Role, intake: Intake) -> None:
+        self._intake = intake
         self._tail = bytearray()
         reads = role.patterns or bool(role.own_patterns)
         self._readers = {
@@ -197,10 +206,7 @@ class _Output:
         if percentage <= self._best:
             return
         self._best = percentage
-        try:
-            self._tracking.progress(report)
-        except (InvalidProgress, CancellationException):
-            return  # the descriptor has said more than the output, which is a guess; or it has ended
+        self._intake.guess(report)
 
 
 def _filled(argument: str, inputs: Mapping[str, Json], scratch: Path) -> str | None:

@@ -26,7 +26,8 @@ async def run(role: Role, work: Work) -> WorkResult:
 
     Raises:
         CancellationException: it was asked to stop, and did.
-        ExecutionError: NOT_IMPORTABLE, a child process could not find the callable.
+        ExecutionError: NOT_IMPORTABLE, a child process could not find the callable; WORKER_DIED, somebody
+            else ended or interrupted the child.
     """
     if role.in_loop:
         return await _run_in_loop(role, work)
@@ -42,20 +43,21 @@ async def _run_in_child(role: Role, work: Work) -> WorkResult:
             hint="define it at the top of a module",
         )
     intake = Intake(work.tracking)
-    process = await work.launcher.launch(
-        ProcessSpec(
-            argv=(sys.executable, "-P", str(HOST)),
-            cwd=working_directory(work),
-            env=environment(role, work),
-            stdin=_request(role, work),
-            on_report=intake.line,
-            grace_seconds=role.grace_seconds,
+    with intake.flushing():
+        process = await work.launcher.launch(
+            ProcessSpec(
+                argv=(sys.executable, "-P", str(HOST)),
+                cwd=working_directory(work),
+                env=environment(role, work),
+                stdin=_request(role, work),
+                on_report=intake.line,
+                grace_seconds=role.grace_seconds,
+            )
         )
-    )
-    ended = await process.wait()
+        ended = await process.wait()
     stop_if_cancelled(work, ended)
     if intake.cancelled:  # SIGINT from elsewhere: somebody's Ctrl-C, or the callable's own
-        raise CancellationException("interrupted")
+        raise ExecutionError("The worker process was interrupted, though nobody cancelled it", code="WORKER_DIED")
     warnings = exit_warnings(ended, intake)
     if intake.error is not None:
         return _failed(intake.error, ended.returncode, warnings)
@@ -81,7 +83,8 @@ async def _run_in_loop(role: Role, work: Work) -> WorkResult:
         passed=work.gate.passed,
     )
     try:
-        value = await role.fn(*call.arguments(role.fn, context.task, context, context.progress))
+        with intake.flushing():
+            value = await role.fn(*call.arguments(role.fn, context.task, context, context.progress))
     except Cancelled:
         raise CancellationException(work.token.cancellation_reason) from None
     # The boundary of the callable: whatever it raised is its outcome, and is recorded.
@@ -90,7 +93,9 @@ async def _run_in_loop(role: Role, work: Work) -> WorkResult:
         if isinstance(error, CancellationException):
             raise
         code = getattr(error, "failure_code", None) or type(error).__name__
-        return _failed({"code": code, "message": str(error) or type(error).__name__}, None, ())
+        recoverable = getattr(error, "recoverable", True) is not False
+        said = {"code": code, "message": str(error) or type(error).__name__, "recoverable": recoverable}
+        return _failed(said, None, ())
     work.token.throw_if_cancelled()
     if isinstance(value, WorkResult):
         return value
@@ -118,6 +123,7 @@ def _failed(error: dict[str, Json], returncode: int | None, warnings: tuple[str,
         success=False,
         error=str(error["message"]),
         error_code=str(error["code"]),
+        recoverable=error.get("recoverable") is not False,
         returncode=returncode,
         warnings=warnings,
     )
@@ -132,6 +138,7 @@ def _returned(value: Json, about: dict[str, Json], warnings: tuple[str, ...], re
         success=success,
         error=None if success else str(about.get("error") or "the role reports a failure"),
         error_code=str(about.get("error_code") or "EXECUTION_FAILED"),
+        recoverable=about.get("recoverable") is not False,
         returncode=returncode,
         quality_score=float(quality) if isinstance(quality, int | float) else None,
         warnings=(*warnings, *(str(each) for each in said or ())),

@@ -610,7 +610,7 @@ async def test_progress_of_a_run_is_monotonic_and_shows_100_only_at_the_end(vesp
     assert shown == sorted(shown)
     assert max(shown) < 100
     assert 60 <= max(value for value in shown if value <= 90) <= 90
-    assert any(event["message"] == "step 3" for event in page.events)
+    assert any(event["message"] == "step 5" for event in page.events)
     progress = await vespera.get_progress(ME, handle.task_id)
     assert progress is not None
     assert progress.percentage == 100

@@ -43,6 +43,15 @@ class NetworkTimeout(Exception):
     failure_code = "NETWORK_TIMEOUT"
 
 
+class Hopeless(Exception):
+    failure_code = "HOPELESS"
+    recoverable = False
+
+
+def hopeless(context: Context) -> None:
+    raise Hopeless("never again")
+
+
 def failing(context: Context) -> None:
     raise NetworkTimeout("the other side is silent")
 
@@ -78,6 +87,11 @@ def exits(context: Context) -> None:
 
 def dies(context: Context) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupts_itself(context: Context) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
 
 
 def waits(context: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -197,3 +198,17 @@ async def test_cancelled_process_is_cancelled_not_failed(tmp_path: Path) -> None
             group.start_soon(cancel)
             with pytest.raises(CancellationException, match="enough"):
                 await process.run(COMMAND, made.work)
+
+
+async def test_killed_shim_is_a_failure_not_a_cancel(tmp_path: Path) -> None:
+    async with bench(tmp_path, {"argv": ["sh", "-c", "echo 10%; exec sleep 60"]}) as made:
+
+        async def kill_the_shim() -> None:
+            await made.first_progress()
+            os.kill(made.launcher.running[0].shim_pid, signal.SIGKILL)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(kill_the_shim)
+            with pytest.raises(ExecutionError, match="from outside") as caught:
+                await process.run(COMMAND, made.work)
+            assert (caught.value.failure_code, caught.value.recoverable) == ("WORKER_DIED", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,31 @@ async def test_exception_becomes_a_failure_with_its_code_and_traceback(tmp_path:
     assert (result.success, result.error_code, result.error) == (False, "NETWORK_TIMEOUT", "the other side is silent")
     assert "role_callables.py" in result.output["traceback"]
     assert "host.py" not in result.output["traceback"]
+
+
+def folder(path: Path, name: str) -> Path:
+    made = path / name
+    made.mkdir()
+    return made
+
+
+async def test_exception_says_whether_another_attempt_can_help(tmp_path: Path) -> None:
+    async def here(context: Context) -> None:
+        raise role_callables.Hopeless("never again")
+
+    result, _ = await run(folder(tmp_path, "a"), role_callables.hopeless)
+    assert (result.error_code, result.recoverable) == ("HOPELESS", False)
+    result, _ = await run(folder(tmp_path, "b"), role_callables.failing)
+    assert result.recoverable
+    async with bench(tmp_path) as made:
+        result = await python.run(Role.from_callable(here, in_loop=True), made.work)
+    assert (result.error_code, result.recoverable) == ("HOPELESS", False)
+
+
+async def test_interrupt_that_nobody_asked_for_is_a_failure_not_a_cancel(tmp_path: Path) -> None:
+    with pytest.raises(ExecutionError, match="interrupted") as caught:
+        await run(tmp_path, role_callables.interrupts_itself)
+    assert caught.value.failure_code == "WORKER_DIED"
 
 
 async def test_exception_without_a_code_is_named_by_its_class(tmp_path: Path) -> None:
@@ -142,6 +168,21 @@ async def test_cancelled_child_ends_by_sigint_and_is_cancelled_not_failed(
     assert rungs == ["sigint"]
     if fn is role_callables.waits_async:
         assert made.session.lifecycle.checkpoint == {"stopped": True}
+
+
+async def test_killed_shim_is_a_failure_not_a_cancel(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+
+        async def kill_the_shim() -> None:
+            await made.first_progress()
+            os.kill(made.launcher.running[0].shim_pid, signal.SIGKILL)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(kill_the_shim)
+            with pytest.raises(ExecutionError) as caught:
+                await python.run(Role.from_callable(role_callables.waits), made.work)
+            assert (caught.value.failure_code, caught.value.recoverable) == ("WORKER_DIED", True)
+            assert caught.value.context["rung"] in ("sigkill", "sweep")
 
 
 async def test_target_that_does_not_exist_is_a_failure_that_names_it(tmp_path: Path) -> None:

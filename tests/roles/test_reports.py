@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roles.reports import Held, Intake, Report, parse_report
@@ -66,6 +66,8 @@ def test_control_characters_do_not_get_through() -> None:
     [
         b"plain text", b"[1, 2]", b"{}", b'{"what": 1}', b'{"progress": "4"}', b'{"progress": true}', b'{"done": [1]}',
         b'{"progress": NaN}', b"\xff\xfe", b"[" * 200_000, b'{"done": 1, "type": "nonsense"}', b"null",
+        b'{"message": ' + b"[" * 1000 + b"]" * 1000 + b"}", b'{"progress": 1, "metric": 3}', b'{"log": ["x"]}',
+        b'{"done": 1, "unit": {}}', b'{"done": 1, "type": [1]}', b'{"log": "x", "level": 3}', b'{"result_part": [1]}',
         b'{"log": "x", "level": "loud"}', b'{"message": "\\ud800"}', b"{" * 5000,
     ],
 )  # fmt: skip
@@ -85,6 +87,7 @@ keys = st.sampled_from(
 )  # fmt: skip
 
 
+@settings(deadline=None)  # on a busy machine an example takes longer than the default allows
 @given(
     st.lists(st.binary(max_size=80) | st.dictionaries(keys, json_values).map(lambda each: json.dumps(each).encode()))
 )
@@ -115,6 +118,27 @@ def test_refused_report_is_counted_and_told_once() -> None:
         intake.line(line)
     assert intake.problems == 3
     assert sum(event.event_type is EventType.WARNING for event in running.status_events) == 1
+
+
+@pytest.mark.parametrize("first", [b'{"checkpoint": 9223372036854775808}', b"garbage", b'{"progress": -1}'])
+def test_first_problem_is_logged_whatever_it_is(first: bytes) -> None:
+    running = session()
+    intake = Intake(SessionTracking(running))
+    for line in (first, b"more garbage", b'{"progress": -1}'):
+        intake.line(line)
+    assert intake.problems == 3
+    assert sum(event.event_type is EventType.WARNING for event in running.status_events) == 1
+
+
+@pytest.mark.parametrize("key", ["checkpoint", "details", "result", "error"])
+def test_value_nested_too_deeply_raises_nothing_and_the_next_line_is_read(key: str) -> None:
+    running = session()
+    intake = Intake(SessionTracking(running))
+    deep = b"[" * 1000 + b"]" * 1000
+    intake.line(b'{"progress": 1, "%s": {"a": %s}}' % (key.encode(), deep))
+    intake.line(b'{"progress": 2}')
+    intake.finish()
+    assert running.phase_progress[ExecutionPhase.EXECUTION].current == 2
 
 
 def test_report_after_the_end_changes_nothing_and_raises_nothing() -> None:

@@ -43,4 +43,4 @@ async def test_a_role_of_your_own_is_a_callable(tmp_path: Path) -> None:
         handle = await vespera.execute_task(ME, Execute(title="Count", role="count", inputs={"to": 3}, wait_ms=5000))
         assert (await vespera.get_result(ME, handle.task_id)).result == {"counted": 3}
         messages = [event.message()["message"] async for event in vespera.follow_events(ME, handle.task_id)]
-        assert "counted 2" in messages
+        assert "counted 3" in messages

@@ -417,7 +417,9 @@ class Engine:
             elif error is not None:
                 return self._fail(job, error, details, record)
             elif result is not None and not result.success:
-                failed = ExecutionError(result.error or "Execution failed", code=result.error_code)
+                failed = ExecutionError(
+                    result.error or "Execution failed", code=result.error_code, recoverable=result.recoverable
+                )
                 return self._fail(job, failed, details, record)
             else:
                 session.update_status(S.COMPLETING, "Finalizing")

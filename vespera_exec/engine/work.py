@@ -136,6 +136,8 @@ class WorkResult:
     success: bool = True
     error: str | None = None
     error_code: str = "EXECUTION_FAILED"
+    recoverable: bool = True
+    """Whether another attempt can help, where it failed."""
     returncode: int | None = None
     quality_score: float | None = None
     warnings: tuple[str, ...] = ()

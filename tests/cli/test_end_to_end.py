@@ -429,7 +429,7 @@ def test_a_command_that_asks_loads_no_heavy_library(cli: Cli) -> None:
     script = (
         "import sys; from vespera_exec.cli.entry import main\n"
         "sys.argv = ['vespera-exec', 'status', sys.argv[1]]; main()\n"
-        "heavy = {'mcp', 'pydantic', 'uvicorn', 'starlette', 'structlog', 'rich', 'asyncio', 'anyio'}\n"
+        "heavy = {'mcp', 'pydantic', 'uvicorn', 'starlette', 'rich', 'asyncio', 'anyio'}\n"
         "loaded = heavy & set(sys.modules); sys.exit(f'loaded: {loaded}' if loaded else 0)"
     )
     command = [sys.executable, "-c", script, task_id]

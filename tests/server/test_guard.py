@@ -543,3 +543,24 @@ def test_a_token_file_that_holds_none_or_is_open_to_others_is_refused(tmp_path: 
     with pytest.raises(StoreUnavailable):
         default_token(tmp_path)
     assert path.read_text() == content
+
+
+def test_a_token_file_that_is_a_link_a_fifo_or_a_folder_is_refused_at_once(tmp_path: Path) -> None:
+    path, other = tmp_path / "token", tmp_path / "other"
+    other.write_text("x" * 40)
+    other.chmod(0o600)
+
+    def refused() -> None:
+        with pytest.raises(StoreUnavailable, match="is a link, no regular file"):
+            default_token(tmp_path)
+
+    for target in (other, tmp_path / "not-there"):
+        path.symlink_to(target)
+        refused()
+        path.unlink()
+    os.mkfifo(path, 0o600)
+    refused()
+    path.unlink()
+    path.mkdir(mode=0o700)
+    refused()
+    assert not (tmp_path / "not-there").exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,6 @@ from echo_place import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 IN_PROCESS = [*BRIDGE, "--in-process"]
 
@@ -38,6 +39,17 @@ def test_it_lists_tools_and_runs_survey_where_the_client_stands(place: Place, tm
         code, _ = client.close()
         assert (code, time.monotonic() - began < 2) == (0, True)
     assert list(place.runtime_dir.iterdir()) == []
+
+
+def test_a_folder_and_a_variable_that_are_no_utf8_cost_no_call(place: Place, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    odd.mkdir()
+    place.environ |= {"LOGNAME": os.fsdecode(b"jos\xe9"), "USER": "jo"}
+    with place.client(IN_PROCESS, cwd=odd) as client:
+        argv = ["/bin/sh", "-c", "echo ${USER-none} ${LOGNAME-none}"]
+        done = call(client, "execute_task", title="t", role="command", inputs={"argv": argv}, wait_ms=15_000)
+        assert done["status"] == "completed"
+        assert "jo none" in json.dumps(call(client, "get_task_result", task_id=done["task_id"]))
 
 
 def test_the_end_of_input_ends_the_work_with_it_and_leaves_no_process(place: Place) -> None:

@@ -112,6 +112,32 @@ def test_a_long_log_is_put_aside_at_the_next_start(place: Place) -> None:
     assert log.with_suffix(".log.1").stat().st_size == 6 * 1024 * 1024
 
 
+@pytest.mark.parametrize("name", [paths.START_LOCK, paths.DAEMON_LOG])
+def test_a_link_a_fifo_or_a_folder_where_our_file_belongs_is_refused_and_not_written_through(
+    place: Place, tmp_path: Path, name: str
+) -> None:
+    place.data_dir.mkdir()
+    ours, other = place.data_dir / name, tmp_path / "other"
+    other.write_text("precious\n")
+
+    def refused() -> None:
+        with pytest.raises(DaemonUnavailable, match=f"{name} is a link"):
+            ensure_daemon(place.data_dir, place.environ, command=place.command)
+
+    for target in (other, tmp_path / "not-there"):
+        ours.symlink_to(target)
+        refused()
+        ours.unlink()
+    os.mkfifo(ours)
+    refused()
+    ours.unlink()
+    ours.mkdir()
+    refused()
+    assert other.read_text() == "precious\n"
+    assert not (tmp_path / "not-there").exists()
+    assert place.starts() == []
+
+
 def test_an_impossible_data_directory_is_said_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailable):

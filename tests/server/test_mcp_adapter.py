@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from mcp import Client
 from mcp.server.lowlevel import Server
+from mcp.server.mcpserver import server as sdk
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 
 from vespera_exec.server.mcp.adapter import OwnServer, lowlevel, own_tool
@@ -75,3 +79,20 @@ async def test_the_server_for_single_connections_is_there_and_serves() -> None:
     assert isinstance(low, Server)
     async with Client(low, mode="legacy") as first, Client(low, mode="legacy") as second:
         assert (await first.list_tools()).tools == (await second.list_tools()).tools
+
+
+def test_a_server_is_made_without_rich_and_without_a_word_on_the_root_logger() -> None:
+    script = (
+        "import logging, sys; from vespera_exec.server.mcp.adapter import OwnServer\n"
+        "OwnServer(name='test', tools=[], unknown_tool=print)\n"
+        "sys.exit(f'{logging.getLogger().handlers}' if 'rich' in sys.modules or logging.getLogger().handlers else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_sets_logging_up_for_other_servers_of_the_process_is_put_back() -> None:
+    before, handlers = vars(sdk)["configure_logging"], [*logging.getLogger().handlers]
+    echoing([])
+    assert vars(sdk)["configure_logging"] is before
+    assert logging.getLogger().handlers == handlers

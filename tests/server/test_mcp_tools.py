@@ -338,9 +338,13 @@ async def test_a_large_result_is_cut_and_says_so(doors: Doors) -> None:
 
 
 async def test_a_page_of_events_holds_what_a_model_can_read_and_the_next_goes_on(doors: Doors) -> None:
-    open_gate(doors)
+    async def talking(context: Any) -> None:
+        for number in range(90):  # progress in a burst would become few events
+            context.log(f"line {number} " + "x" * 600)
+
+    doors.vespera.roles.add(in_loop(talking, "talking"))
     async with doors.client("memory-modern") as client:
-        handle = await call(client, "execute_task", title="many", role="gated", inputs={"steps": 90}, wait_ms=10_000)
+        handle = await call(client, "execute_task", title="many", role="talking", wait_ms=10_000)
         everything = await doors.vespera.read_events(Caller(), handle["task_id"], max_events=1000)
         read: list[Any] = []
         cursor, sizes, page = 0, list[int](), dict[str, Any]()

@@ -263,7 +263,7 @@ def result(*, any_id: str, as_json: bool) -> None:
 @click.option("--stream", type=click.Choice(["combined", "stdout", "stderr"]), default="combined", show_default=True)
 @_json
 def logs(*, any_id: str, follow: bool, stream: str, as_json: bool) -> None:
-    """What the work wrote, as it is."""
+    """What the work wrote, as text: bytes that are no UTF-8 are shown as U+FFFD."""
     with _daemon() as daemon:
         pieces = _output(daemon, any_id, stream, follow=follow)
         if as_json and not follow:

@@ -69,7 +69,7 @@ def failure(error: VesperaError) -> None:
 
 
 def raw(stream: TextIO, text: str) -> None:
-    """The work's own output, as it is."""
+    """The work's own output, with nothing in it escaped; it is text, in which U+FFFD stands for what was no UTF-8."""
     stream.flush()
     stream.buffer.write(text.encode("utf-8", "surrogatepass"))
     stream.flush()

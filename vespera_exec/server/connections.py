@@ -67,6 +67,7 @@ class McpSocket:
         self._served = 0
         self._refused = 0
         self._idle_since = time.monotonic()
+        self._streams: set[LocalStream] = set()
 
     def statistics(self) -> SocketStatistics:
         return SocketStatistics(
@@ -98,6 +99,7 @@ class McpSocket:
                 return
             self._open += 1
             self._served += 1
+            self._streams.add(stream)
             try:
                 await handle(connection)
             except Exception:
@@ -105,7 +107,13 @@ class McpSocket:
                 log.exception("connection of %s failed", connection.client)
             finally:
                 self._open -= 1
+                self._streams.discard(stream)
                 self._idle_since = time.monotonic()
+
+    def _hang_up(self) -> None:
+        """Before the cancel: the SDK answers what it is cancelled in, and a bridge would take that for the result."""
+        for stream in self._streams:
+            stream.hang_up()
 
     async def _greet(self, stream: LocalStream) -> Connection | None:
         try:
@@ -154,6 +162,7 @@ async def serve_mcp_socket(
                 yield door
             finally:
                 listener.withdraw()
+                door._hang_up()  # pyright: ignore[reportPrivateUsage]
                 group.cancel_scope.cancel()
 
 
@@ -212,6 +221,11 @@ class LocalStream(anyio.abc.ByteStream):
         with suppress(OSError):
             self._raw.shutdown(socket.SHUT_WR)
 
+    def hang_up(self) -> None:
+        """Nothing passes any more, in either direction; what still tries finds the peer gone."""
+        with suppress(OSError):
+            self._raw.shutdown(socket.SHUT_RDWR)
+
     async def aclose(self) -> None:
         if self._raw.fileno() >= 0:
             anyio.notify_closing(self._raw)
@@ -252,15 +266,15 @@ def _introduced(line: bytes, early: bytes, stream: anyio.abc.ByteStream) -> Conn
     if preamble["vespera"] != PREAMBLE_VERSION:
         raise InvalidInput(
             f"this daemon ({__version__}) speaks preamble version {PREAMBLE_VERSION}, not {preamble['vespera']!r}",
-            hint="restart the daemon with the installed version: `vespera-exec daemon restart`",
+            hint="end it with `vespera-exec daemon stop`; the next client starts the installed version",
         )
     cwd: Any = preamble.get("cwd")
     env = preamble.get("env")
     pairs = cast("dict[str, Any]", env).items() if isinstance(env, dict) else ()
     return Connection(
         caller=Caller(
-            cwd=cwd if isinstance(cwd, str) and _is_text(cwd) and os.path.isabs(cwd) else None,
-            env=allowed_env({name: value for name, value in pairs if _is_text(value)}),
+            cwd=cwd if isinstance(cwd, str) and is_text(cwd) and os.path.isabs(cwd) else None,
+            env=allowed_env({name: value for name, value in pairs if is_text(value)}),
         ),
         client=str(preamble.get("client", ""))[:100],
         version=str(preamble.get("version", ""))[:100],
@@ -269,7 +283,7 @@ def _introduced(line: bytes, early: bytes, stream: anyio.abc.ByteStream) -> Conn
     )
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """A string that can be stored: bytes that are no UTF-8 arrive as halves of surrogate pairs."""
     if not isinstance(value, str):
         return False

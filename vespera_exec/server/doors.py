@@ -6,14 +6,14 @@ import logging
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 
 from vespera_exec import paths
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.tokens import default_token
-from vespera_exec.errors import VesperaError
+from vespera_exec.errors import StoreUnavailable, VesperaError
 from vespera_exec.server.connections import serve_mcp_socket
 from vespera_exec.server.conversation import serve_connection
 from vespera_exec.server.http.app import build_http_app
@@ -23,6 +23,9 @@ from vespera_exec.server.mcp.http import mcp_over_http
 from vespera_exec.server.mcp.server import build_mcp_server
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from anyio import CancelScope
 
     from vespera_exec.app.views import DaemonView
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 _IDLE_LOOK_SECONDS = 1.0
 _log = logging.getLogger(__name__)
+_End = Literal["idle", "removed"]
 
 
 async def serve(settings: Settings) -> None:
@@ -40,6 +44,7 @@ async def serve(settings: Settings) -> None:
     Raises:
         DataDirectoryInUse: somebody else owns the directory.
         StoreUnavailable, StoreTooNew, StoreDamaged: it cannot be opened; the hint says what to do.
+        StoreUnavailable: its database was removed while it was served.
         DaemonUnavailable: a socket cannot be made.
     """
     refusal: VesperaError | None = None
@@ -47,7 +52,12 @@ async def serve(settings: Settings) -> None:
         group.start_soon(_until_signalled, group.cancel_scope)
         try:
             async with Vespera.open(settings=settings, purpose="daemon") as vespera:
-                await _serve(vespera, settings)
+                removed = await _serve(vespera, settings) == "removed"
+            if removed:
+                refusal = StoreUnavailable(
+                    f"{settings.data_dir / paths.DATABASE} was removed while it was in use",
+                    hint="the next client starts afresh; what was not copied elsewhere is lost",
+                )
         except VesperaError as error:
             refusal = error  # raised in here it would come out as a group
         group.cancel_scope.cancel()
@@ -74,11 +84,13 @@ class _Doors:
         return self._vespera.describe(url=url, tcp_problem=problem, connections=self.connections)
 
 
-async def _serve(vespera: Vespera, settings: Settings) -> None:
+async def _serve(vespera: Vespera, settings: Settings) -> _End:
     mcp_path, http_path = paths.socket_paths(settings.data_dir, os.environ)
     server = build_mcp_server(vespera)
     low = lowlevel(server)
     doors = _Doors(vespera)
+    database = settings.data_dir / paths.DATABASE
+    opened = _identity(database)
 
     async def talk(connection: Connection) -> None:
         await serve_connection(low, connection, body_limit=settings.body_limit_bytes)
@@ -99,8 +111,14 @@ async def _serve(vespera: Vespera, settings: Settings) -> None:
         _log.info("ready", extra={"data_dir": str(settings.data_dir), "url": url, "pid": os.getpid()})
         if problem:
             _log.warning("no TCP door: %s", problem)
-        await _until_idle(settings.idle_exit_seconds, vespera, doors)
-        _log.info("nothing to do for %g s; going", settings.idle_exit_seconds)
+        end = await _until_idle_or_removed(
+            settings.idle_exit_seconds, lambda: vespera.is_idle and not doors.connections, database, opened
+        )
+        if end == "idle":
+            _log.info("nothing to do for %g s; going", settings.idle_exit_seconds)
+        else:
+            _log.error("%s was removed; going, with what it held", database)
+        return end
 
 
 async def _until_signalled(scope: CancelScope) -> None:
@@ -111,12 +129,29 @@ async def _until_signalled(scope: CancelScope) -> None:
             return
 
 
-async def _until_idle(limit: float, vespera: Vespera, doors: _Doors) -> None:
-    """Returns when nothing has run and nobody has been connected for `limit` seconds; never, if it is 0."""
-    if not limit:
-        await anyio.sleep_forever()
+async def _until_idle_or_removed(
+    limit: float, is_idle: Callable[[], bool], database: Path, opened: tuple[int, int] | None
+) -> _End:
+    """Returns when it was idle for `limit` seconds (0: however long), or the database is not `opened` now.
+
+    A `git clean -fdx` removes it under us. We would go on writing to a file without a name, and with our
+    sockets keep everybody from a daemon whose work lasts.
+    """
+    pause = min(_IDLE_LOOK_SECONDS, limit / 4) if limit else _IDLE_LOOK_SECONDS
     since = time.monotonic()
-    while time.monotonic() - since < limit:
-        await anyio.sleep(min(_IDLE_LOOK_SECONDS, limit / 4))
-        if not vespera.is_idle or doors.connections:
+    while not limit or time.monotonic() - since < limit:
+        await anyio.sleep(pause)
+        if _identity(database) != opened:
+            return "removed"
+        if not is_idle():
             since = time.monotonic()
+    return "idle"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file stands there; None when none does."""
+    try:
+        seen = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return seen.st_dev, seen.st_ino

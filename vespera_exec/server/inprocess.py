@@ -12,6 +12,7 @@ from vespera_exec.app.service import Vespera
 from vespera_exec.errors import VesperaError
 from vespera_exec.model.principal import Caller, allowed_env
 from vespera_exec.server import logs
+from vespera_exec.server.connections import is_text
 from vespera_exec.server.mcp.server import build_mcp_server
 from vespera_exec.settings import Settings
 
@@ -29,6 +30,18 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    current_caller.set(Caller(cwd=os.getcwd(), env=allowed_env(os.environ)))
+    current_caller.set(_caller())
     async with Vespera.open(settings=settings, purpose="in-process") as vespera:
         await build_mcp_server(vespera).run_stdio_async()
+
+
+def _caller() -> Caller:
+    """Who we run for, without what cannot be stored: a folder or a variable whose bytes are no UTF-8."""
+    try:
+        cwd = os.getcwd()
+    except OSError:
+        cwd = None  # the client stands in a folder that is gone
+    return Caller(
+        cwd=cwd if is_text(cwd) else None,
+        env=allowed_env({name: value for name, value in os.environ.items() if is_text(value)}),
+    )

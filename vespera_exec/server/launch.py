@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -45,12 +47,9 @@ def ensure_daemon(
         return
     paths.create_data_dir(data_dir)
     try:
-        turn = os.open(data_dir / paths.START_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        turn = _open_own(data_dir / paths.START_LOCK, os.O_RDWR)
     except OSError as fault:
-        raise DaemonUnavailable(
-            f"cannot write to the data directory {data_dir}: {fault.strerror}",
-            hint="give yourself write permission, or name another folder in VESPERA_DATA_DIR",
-        ) from fault
+        raise _not_writable(data_dir, fault) from fault
     try:
         for _ in _until(deadline):
             try:
@@ -102,7 +101,10 @@ def _start(
     data_dir: Path, environ: Mapping[str, str], command: Sequence[str], socket_path: Path, deadline: float
 ) -> None:
     log_path = data_dir / paths.DAEMON_LOG
-    log = _open_log(log_path)
+    try:
+        log = _open_log(log_path)
+    except OSError as fault:
+        raise _not_writable(data_dir, fault) from fault
     try:
         written = os.fstat(log).st_size
         # Python does not reset this one over exec, and a daemon that inherits "ignore" cannot wait for children.
@@ -138,11 +140,46 @@ def _start(
 
 def _open_log(path: Path) -> int:
     try:
-        if path.stat().st_size > _LOG_LIMIT_BYTES:
+        if path.lstat().st_size > _LOG_LIMIT_BYTES:
             path.replace(path.with_suffix(".log.1"))
     except OSError:
         pass  # there is none yet, or it stays long
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return _open_own(path, os.O_WRONLY | os.O_APPEND)
+
+
+def _open_own(path: Path, flags: int) -> int:
+    """A file of ours, made (0600) when it is missing.
+
+    A data directory may come with a repository, and a link in it would have us write elsewhere.
+
+    Raises:
+        DaemonUnavailable: it is a link, no regular file, or somebody else's.
+        OSError: it cannot be opened.
+    """
+    # O_NONBLOCK: nobody need read a fifo for it to be refused.
+    more = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags | more, 0o600)
+    except OSError as fault:
+        if fault.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
+            raise _not_ours(path) from fault
+        raise
+    seen = os.fstat(descriptor)
+    if stat.S_ISREG(seen.st_mode) and seen.st_uid == os.getuid():
+        return descriptor
+    os.close(descriptor)
+    raise _not_ours(path)
+
+
+def _not_ours(path: Path) -> DaemonUnavailable:
+    return DaemonUnavailable(f"{path} is a link, no regular file, or another user's", hint="look at it, and remove it")
+
+
+def _not_writable(data_dir: Path, fault: OSError) -> DaemonUnavailable:
+    return DaemonUnavailable(
+        f"cannot write to the data directory {data_dir}: {fault.strerror}",
+        hint="give yourself write permission, or name another folder in VESPERA_DATA_DIR",
+    )
 
 
 def _last_line(log_path: Path, start: int) -> str:

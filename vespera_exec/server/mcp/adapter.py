@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import server as sdk
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from mcp.server.lowlevel import Server
     from mcp.server.mcpserver import Context
@@ -64,7 +66,8 @@ class OwnServer(MCPServer[Any]):
     """An `MCPServer` whose answer to an unknown tool is ours, too."""
 
     def __init__(self, *, tools: list[OwnTool], unknown_tool: Callable[[str], CallToolResult], **named: Any) -> None:
-        super().__init__(tools=[*tools], **named)
+        with _logging_left_alone():
+            super().__init__(tools=[*tools], **named)
         self._known = frozenset(tool.name for tool in tools)
         self._unknown_tool = unknown_tool
 
@@ -74,3 +77,23 @@ class OwnServer(MCPServer[Any]):
         if name not in self._known:
             return self._unknown_tool(name)
         return await super().call_tool(name, arguments, context)
+
+
+@contextmanager
+def _logging_left_alone() -> Generator[None]:
+    """While it runs, an `MCPServer` can be made without a change to the root logger.
+
+    The SDK's own set-up imports rich, a tenth of a daemon's start, for a handler that `server/logs.py` makes
+    moot. It offers no way around; where it no longer looks its function up by this name, only time is lost.
+    """
+    module: Any = sdk  # the name is theirs, and not exported
+    theirs = module.configure_logging
+    module.configure_logging = _configure_nothing
+    try:
+        yield
+    finally:
+        module.configure_logging = theirs
+
+
+def _configure_nothing(level: str = "INFO") -> None:
+    pass

@@ -112,6 +112,9 @@ class InputSpec:
         return None
 
 
+_EXPLAINED = 5
+
+
 def read_specs(raw: Mapping[Any, Any], fail: Fail) -> dict[str, InputSpec]:
     """The specs of an `inputs` mapping as a role file has it; `fail(path, message)` raises."""
     if len(raw) > MAX_INPUTS:
@@ -130,7 +133,11 @@ def read_specs(raw: Mapping[Any, Any], fail: Fail) -> dict[str, InputSpec]:
 
 def complete(specs: Mapping[str, InputSpec], given: Mapping[str, Json]) -> tuple[dict[str, Json], list[str]]:
     """`(inputs with defaults filled in, problems)`, each problem naming its input."""
-    problems = [f"{name}: unknown input{near(name, specs)}" for name in given if name not in specs]
+    unknown = [name for name in given if name not in specs]
+    # Looking for what was meant takes time, so only for the first few.
+    problems = [f"{name[:64]}: unknown input{near(name, specs)}" for name in unknown[:_EXPLAINED]]
+    if len(unknown) > _EXPLAINED:
+        problems.append(f"{len(unknown) - _EXPLAINED} more unknown inputs")
     inputs: dict[str, Json] = {}
     for name, spec in specs.items():
         value = given.get(name)

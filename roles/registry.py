@@ -149,6 +149,8 @@ def _read_own(path: Path) -> bytes:
         if not real.is_relative_to(path.parent.resolve()):
             raise InvalidRoleFile(f"{path.name}:1: a link that leaves the folder of role files")
         # Without O_NONBLOCK a FIFO in the folder would hold us here.
+        if not real.is_file():
+            raise InvalidRoleFile(f"{path.name}:1: not a regular file")
         descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, RuntimeError) as error:
         raise InvalidRoleFile(f"{path.name}:1: cannot be read: {error}") from None

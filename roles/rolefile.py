@@ -22,6 +22,7 @@ MAX_BYTES: Final = 64 * 1024
 MAX_DEPTH: Final = 32
 MAX_NODES: Final = 4000
 MAX_ARGUMENTS: Final = 256
+_SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 PIECES: Final = re.compile(r"\{\{|\}\}|\{(inputs\.[a-z][a-z0-9_]*|scratch)\}")
 """What is special in an argument: a doubled brace, or a placeholder (group 1)."""
 
@@ -215,6 +216,17 @@ class _RoleReader:
             self._fail(("target",), f"{target[:80]!r} is neither module:callable nor the name of an entry point")
         return target
 
+    def _refuse_shell_code(self, arguments: list[Any]) -> None:
+        """A value inside the text that a shell is given to run would be run by it."""
+        if str(arguments[0]).rpartition("/")[2] not in _SHELLS:
+            return
+        for index, argument in enumerate(arguments[1:-1], start=1):
+            option = str(argument)
+            if option.startswith("-") and not option.startswith("--") and "c" in option:
+                if any(found[1] for found in PIECES.finditer(str(arguments[index + 1]))):
+                    self._fail(("argv", index + 1), 'the shell would run the value; write "$1" and pass it behind')
+                return
+
     def _argv(self, runner: str, specs: Mapping[str, InputSpec]) -> tuple[str, ...]:
         if runner == "python":
             if "argv" in self._root:
@@ -228,6 +240,7 @@ class _RoleReader:
             self._fail(("argv",), f"at most {MAX_ARGUMENTS} arguments are allowed")
         for index, each in enumerate(arguments):
             self._argument(index, each, specs)
+        self._refuse_shell_code(arguments)
         return tuple(str(each) for each in arguments)
 
     def _argument(self, index: int, argument: Any, specs: Mapping[str, InputSpec]) -> None:

@@ -309,7 +309,7 @@ def test_run_outlives_the_death_of_the_daemon_and_says_what_became_of_the_work(f
     pid = fresh.json("daemon", "status")["daemon"]["pid"]
     subprocess.run(["kill", "-9", str(pid)], check=True)
     _, said = running.communicate(timeout=30)
-    assert running.returncode == 1
+    assert running.returncode == 125
     assert "(INTERRUPTED)" in said
     assert fresh.json("daemon", "status")["daemon"]["pid"] != pid
 

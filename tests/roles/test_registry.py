@@ -125,3 +125,10 @@ def test_program_adds_its_own_roles_once(folder: Path) -> None:
         registry.add(Role.from_callable(doubled, name="survey"))
     with pytest.raises(InvalidInput, match="cannot be imported"):
         registry.add(Role.from_callable(lambda: 1, name="closure"))
+
+
+def test_a_folder_that_looks_like_a_role_file_hides_no_other(tmp_path: Path) -> None:
+    (tmp_path / "trap.yaml").mkdir()
+    registry = RoleRegistry.load(tmp_path)
+    assert "survey" in registry.names()
+    assert any("trap.yaml:1: not a regular file" in problem for problem in registry.problems)

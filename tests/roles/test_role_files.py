@@ -204,3 +204,11 @@ def test_random_bytes_never_escape_as_another_error() -> None:
         for planted in (b"\x00", b"\xff", b"*", b"&a ", b"{", b"\n", b"!!python/object:os.system "):
             told = outcome(WHOLE[:start] + planted + WHOLE[start + 1 :])
             assert told == "" or told.startswith("check.yaml:")
+
+
+def test_a_value_never_becomes_code_of_a_shell() -> None:
+    head = "name: check\nrunner: process\ninputs: {x: {type: string, default: a}}\n"
+    for argv in ('[sh, -c, "echo {inputs.x}"]', '[/bin/bash, -euc, "echo {inputs.x}"]', '[bash, -e, -c, "{inputs.x}"]'):
+        assert "check.yaml:4: " in refused(f"{head}argv: {argv}\n")
+    kept = role(head + 'argv: [sh, -c, \'echo "$1"\', sh, "{inputs.x}"]\n')
+    assert kept.argv[-1] == "{inputs.x}"

@@ -201,7 +201,8 @@ async def test_lines_sent_together_with_the_preamble_are_not_lost(runtime_dir: P
     [
         (b"{not json\n", -32700, None),
         (b"\xff\xfe\n", -32700, None),
-        (b'{"jsonrpc":"2.0","id":5,"method":"x","params":{"a":' + b"[" * 20000 + b"]" * 20000 + b"}}\n", -32700, None),
+        (b'{"jsonrpc":"2.0","id":5,"method":"x","params":{"a":' + b"[" * 20000 + b"]" * 20000 + b"}}\n", -32700, 5),
+        (b'{"method":"x","params":{"a":"\\ud83d"},"jsonrpc":"2.0","id":"7a"}\n', -32700, "7a"),
         (b"[]\n", -32600, None),
         (b'{"jsonrpc":"2.0","id":5,"method":"x","params":[1]}\n', -32600, 5),
         (b'{"jsonrpc":"2.0","id":5}\n', -32600, None),
@@ -209,10 +210,21 @@ async def test_lines_sent_together_with_the_preamble_are_not_lost(runtime_dir: P
         (b'"' + b"x" * BODY_LIMIT + b'"\n', -32600, None),
         (b'"' + b"x" * (5 * BODY_LIMIT) + b'"\n', -32600, None),
     ],
-    ids=["no-json", "no-utf8", "deep", "batch", "bad-params", "bad-answer", "bad-id", "too-long", "much-too-long"],
+    ids=[
+        "no-json",
+        "no-utf8",
+        "deep",
+        "surrogate",
+        "batch",
+        "bad-params",
+        "bad-answer",
+        "bad-id",
+        "too-long",
+        "much-too-long",
+    ],
 )
 async def test_garbage_is_answered_once_and_the_session_goes_on(
-    runtime_dir: Path, garbage: bytes, code: int, number: int | None
+    runtime_dir: Path, garbage: bytes, code: int, number: int | str | None
 ) -> None:
     async with open_door(runtime_dir) as door, door.session() as client:
         await client.send(garbage)

@@ -111,11 +111,11 @@ async def test_progress_arrives_while_the_call_is_open_rises_and_stops_with_it(d
     assert all(before < after for (before, _), (after, _) in pairwise(seen))
     messages = [message for _, message in seen]
     assert any(message and "step 3" in message for message in messages)
-    assert any(message and "completed" in message.lower() for message in messages)
+    assert not any(message and "completed" in message.lower() for message in messages)  # the answer says that
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_following_shows_each_event_as_progress_at_its_cursor(doors: Doors, kind: Kind) -> None:
+async def test_what_comes_with_the_answer_is_not_announced_beside_it(doors: Doors, kind: Kind) -> None:
     seen: list[float] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -130,14 +130,10 @@ async def test_following_shows_each_event_as_progress_at_its_cursor(doors: Doors
             progress_callback=on_progress,
         )
     assert result.structured_content is not None
-    events = result.structured_content["events"]
-    own = [event for event in events if event["execution_id"]]
-    shown = [
-        event["cursor"]
-        for event, following in pairwise([*own, {"type": ""}])
-        if not event["type"] == following["type"] == "progress_update"
-    ]
-    assert seen == shown
+    assert result.structured_content["done"]
+    assert result.structured_content["events"]
+    # Some clients take a notification for late that arrives together with the answer, and drop the connection.
+    assert seen == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -183,7 +184,8 @@ class Vespera:
                 await run.done.wait()
         elif self._store.journal.fault is None:
             await self._store.journal.sync()
-        life = session.lifecycle
+        found = self._written(await self._tasks.find(session.session_id))
+        life = found.life or session.lifecycle
         return views.Cancelled(
             success=True,
             message="Cancellation requested",
@@ -259,7 +261,7 @@ class Vespera:
             TaskNotFound: the id is unknown.
         """
         _require(caller, "read")
-        found = await self._tasks.find(any_id)
+        found = self._written(await self._tasks.find(any_id))
         life = found.life
         status = life.status if life is not None else ExecutionStatus.IDLE
         recent = None
@@ -325,7 +327,7 @@ class Vespera:
     ) -> views.Result:
         """The result of the last session; with `output_limit` also what the work wrote, its tail without an offset."""
         _require(caller, "read")
-        found = await self._tasks.find(any_id)
+        found = self._written(await self._tasks.find(any_id))
         life = found.life
         if life is None:
             raise Conflict("the task was never executed", hint="start it with execute_task")
@@ -506,6 +508,17 @@ class Vespera:
             done=done,
             error=error["message"] if error else None,
         )
+
+    def _written(self, found: Found) -> Found:
+        """What may be told of it: an end that the disk has refused so far is not told as one."""
+        life, run = found.life, self._engine.run_of(found.record.task_id)
+        if self._store.journal.fault is None or life is None or not life.status.is_terminal:
+            return found
+        if run is None or run.session.session_id != life.execution_id:
+            return found
+        cancelled = life.status is ExecutionStatus.CANCELLED
+        status = ExecutionStatus.CANCELLING if cancelled else ExecutionStatus.COMPLETING
+        return replace(found, life=replace(life, status=status, completed_at=None, outcome={}))
 
     async def _settled(self) -> None:
         """Lists and totals come from the database: wait for what has just been decided."""

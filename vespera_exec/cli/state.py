@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from vespera_exec.model.events import Json
 
 ENDED = frozenset({"completed", "failed", "cancelled", "timed_out"})
-_EXIT_OF = {"PROGRAM_NOT_FOUND": 127, "NOT_EXECUTABLE": 126}  # as shells say it
+# As shells say it; what ended because of us is ours.
+_EXIT_OF = {"PROGRAM_NOT_FOUND": 127, "NOT_EXECUTABLE": 126, "INTERRUPTED": 125}
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import re
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio
@@ -38,6 +39,10 @@ _WRITE_SECONDS = 30.0
 _READ_BYTES = 256 * 1024
 _HIGH_WATER_BYTES = 1024 * 1024
 _log = logging.getLogger(__name__)
+_ID_BYTES = 512
+_ID = rb'"id"\s*:\s*(\d{1,15}|"[A-Za-z0-9_.:-]{1,100}")'
+_ID_FIRST = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?' + _ID + rb"\s*,")
+_ID_LAST = re.compile(rb'"jsonrpc"\s*:\s*"2\.0"\s*,\s*' + _ID + rb"\s*\}\s*$")
 
 
 async def serve_connection(
@@ -234,7 +239,7 @@ def _encoded(message: JSONRPCMessage) -> bytes:
 
 def _complaint(line: bytes, fault: ValidationError) -> bytes:
     if fault.errors(include_url=False, include_input=False, include_context=False)[0]["type"] == "json_invalid":
-        return _error_line(None, PARSE_ERROR, "not valid JSON, or nested too deeply")
+        return _error_line(_id_in(line), PARSE_ERROR, "not valid JSON, nested too deeply, or half a surrogate pair")
     message: Any = json.loads(line)  # it has been parsed once, so it is shallow
     number: Any = None
     if isinstance(message, dict):
@@ -244,6 +249,18 @@ def _complaint(line: bytes, fault: ValidationError) -> bytes:
     if not isinstance(number, int | str) or isinstance(number, bool):
         number = None
     return _error_line(number, INVALID_REQUEST, "not a JSON-RPC 2.0 message")
+
+
+def _id_in(line: bytes) -> int | str | None:
+    """The id of a request that cannot be read, where it stands at the beginning or the end as clients write it.
+
+    Without it the client would wait for an answer until its own timeout.
+    """
+    found = _ID_FIRST.match(line[:_ID_BYTES]) or _ID_LAST.search(line[-_ID_BYTES:])
+    if found is None or b'"method"' not in line[:_ID_BYTES] + line[-_ID_BYTES:]:
+        return None
+    text = found[1].decode("ascii", "replace")
+    return text[1:-1] if text.startswith('"') else int(text)
 
 
 def _error_line(number: int | str | None, code: int, message: str) -> bytes:

@@ -73,6 +73,12 @@ class _Doors:
         self._vespera = vespera
         self.mcp: McpSocket | None = None
         self.http: HttpListeners | None = None
+        self._requests = 0
+
+    def is_idle(self) -> bool:
+        """Nothing runs, nobody is connected, and no request came since the last time this was asked."""
+        before, self._requests = self._requests, self.http.requests if self.http else 0
+        return self._vespera.is_idle and not self.connections and before == self._requests
 
     @property
     def connections(self) -> int:
@@ -111,9 +117,7 @@ async def _serve(vespera: Vespera, settings: Settings) -> _End:
         _log.info("ready", extra={"data_dir": str(settings.data_dir), "url": url, "pid": os.getpid()})
         if problem:
             _log.warning("no TCP door: %s", problem)
-        end = await _until_idle_or_removed(
-            settings.idle_exit_seconds, lambda: vespera.is_idle and not doors.connections, database, opened
-        )
+        end = await _until_idle_or_removed(settings.idle_exit_seconds, doors.is_idle, database, opened)
         if end == "idle":
             _log.info("nothing to do for %g s; going", settings.idle_exit_seconds)
         else:

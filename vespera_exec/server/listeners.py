@@ -35,6 +35,8 @@ class HttpListeners:
     port: int | None = None
     url: str | None = None
     tcp_problem: str | None = None
+    requests: int = 0
+    """How many there have been."""
     _servers: list[_Server] = field(default_factory=list["_Server"])
 
     @property
@@ -64,8 +66,8 @@ async def serve_http(
         DaemonUnavailable: `unix_path` is served by somebody else, or cannot be made.
     """
     closing = anyio.Event()
-    app = _Interruptible(app, closing)
     listeners = HttpListeners()
+    app = _Interruptible(app, closing, listeners)
     async with contextlib.AsyncExitStack() as stack:
         plans: list[tuple[Guard, socket.socket]] = []
         if unix_path is not None:
@@ -156,14 +158,16 @@ def _config(app: ASGIApp, *, body_limit: int, websockets: bool) -> uvicorn.Confi
 class _Interruptible:
     """Tells every request that waits for its client to go (as streams do) that it has gone, once `closing` is set."""
 
-    def __init__(self, app: ASGIApp, closing: anyio.Event) -> None:
+    def __init__(self, app: ASGIApp, closing: anyio.Event, listeners: HttpListeners) -> None:
         self._app = app
         self._closing = closing
+        self._listeners = listeners
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        self._listeners.requests += 1
         complete = False
 
         async def receive_or_closing() -> Message:

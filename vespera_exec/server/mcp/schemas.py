@@ -57,9 +57,16 @@ def check(arguments: type[Arguments], given: dict[str, Json]) -> Arguments:
         InvalidInput: names what is wrong in each, and what is expected.
     """
     try:
+        if len(given) > _MOST_ARGUMENTS:
+            raise InvalidInput(
+                f"{len(given)} arguments; at most {len(arguments.model_fields)}", hint=_expected(arguments)
+            )
         return arguments.model_validate(_unpacked(arguments, given))
     except ValidationError as error:
         raise InvalidInput(_complaint(arguments, error), hint=_expected(arguments)) from None
+
+
+_MOST_ARGUMENTS = 100
 
 
 def _properties(schema: dict[str, Json]) -> list[tuple[str, dict[str, Json]]]:
@@ -109,7 +116,9 @@ def _complaint(arguments: type[Request], error: ValidationError) -> str:
     said: list[str] = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         name = ".".join(str(part) for part in fault["loc"])[:100]
-        if fault["type"] == "extra_forbidden":
+        if len(said) >= _COMPLAINTS:
+            said.append("")  # counted only: looking for what was meant takes time
+        elif fault["type"] == "extra_forbidden":
             close = difflib.get_close_matches(name, arguments.model_fields, n=1)
             said.append(f"{name!r} is no argument" + (f"; did you mean {close[0]}?" if close else ""))
         elif fault["type"] == "missing":

@@ -82,15 +82,16 @@ class Watch:
                 wait_ms=math.ceil(min(left, self.heartbeat_seconds) * 1000),
                 max_events=max_events,
             )
-            if page.events:
-                await overlay.show(page)
-            elif beats and not page.done:
-                await overlay.beat()
-            cursor = page.next_cursor
             over = page.done or anyio.current_time() >= deadline
             yield page
             if over:
                 return
+            # Only what does not end the call: some clients take a notification for late that comes with the answer.
+            if page.events:
+                await overlay.show(page)
+            elif beats:
+                await overlay.beat()
+            cursor = page.next_cursor
 
 
 def line(event: dict[str, Json]) -> str:

@@ -649,3 +649,51 @@ async def test_leaving_closes_everything(opening: Opening) -> None:
             await vespera.execute_task(ME, command("true", wait_ms=20_000))
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
     assert threading.active_count() <= threads + 5  # anyio keeps idle worker threads for a while
+
+
+async def test_whoever_waits_too_long_for_a_turn_is_timed_out(opening: Opening) -> None:
+    async def idle(context: Any) -> None:
+        await anyio.sleep_forever()
+
+    async with opening(max_concurrent=1) as vespera:
+        vespera.roles.add(in_loop("idle", idle, wait_timeout_seconds=0.2, grace_seconds=0.1))
+        first = await vespera.execute_task(ME, Execute(title="first", role="idle"))
+        second = await vespera.execute_task(ME, Execute(title="second", role="idle", wait_ms=10_000))
+        assert (second.status, second.done) == ("timed_out", True)
+        assert (await vespera.cancel(ME, first.task_id, wait_ms=8000)).rung == "scope"
+
+
+async def test_the_default_timeout_holds_where_nobody_names_another(opening: Opening) -> None:
+    async with opening(default_timeout_seconds=0.3) as vespera:
+        handle = await vespera.execute_task(ME, command("sleep", "60", wait_ms=10_000))
+        assert handle.status == "timed_out"
+
+
+async def test_a_result_over_the_limit_is_cut_and_says_so(opening: Opening) -> None:
+    async def chatty(context: Any) -> str:
+        return "x" * 10_000
+
+    async with opening(result_limit_bytes=1000) as vespera:
+        vespera.roles.add(in_loop("chatty", chatty))
+        handle = await vespera.execute_task(ME, Execute(title="chatty", role="chatty", wait_ms=10_000))
+        result = await vespera.get_result(ME, handle.task_id)
+        assert result.result_truncated
+        assert len(str(result.result)) < 1000
+
+
+async def test_an_owner_that_goes_while_it_cancels_leaves_the_cancel_to_the_next(opening: Opening) -> None:
+    async def stubborn(context: Any) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.3)
+
+    async with opening() as vespera:
+        vespera.roles.add(in_loop("stubborn", stubborn, grace_seconds=4))
+        handle = await vespera.execute_task(ME, Execute(title="stubborn", role="stubborn"))
+        await working(vespera, handle.task_id)
+        assert (await vespera.cancel(ME, handle.task_id)).status == "cancelling"
+    async with opening() as vespera:
+        status = await vespera.get_status(ME, handle.task_id)
+        assert (status.status, status.task_status, status.done) == ("cancelled", "cancelled", True)

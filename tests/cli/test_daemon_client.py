@@ -39,7 +39,11 @@ class Peer:
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                head = b"".join(iter(self.rfile.readline, b"\r\n")).decode()
+                head = ""
+                while (line := self.rfile.readline()) not in (b"\r\n", b""):
+                    head += line.decode()
+                if not head:
+                    return  # somebody looked whether we are there
                 if length := re.search(r"Content-Length: (\d+)", head):
                     self.rfile.read(int(length[1]))
                 peer.asked.append(head)

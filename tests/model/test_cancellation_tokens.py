@@ -284,3 +284,16 @@ def test_a_cancelled_session_costs_no_retry_and_is_no_failure() -> None:
     assert (execution.retry_count, execution.last_error) == (0, None)
     assert execution.get_performance_metrics()["cancelled"] == 1
     assert execution.get_performance_metrics()["failed"] == 0
+
+
+def test_a_listener_that_was_added_twice_is_forgotten_once() -> None:
+    token, heard = CancellationToken(), list[str]()
+
+    def listener(each: CancellationToken) -> None:
+        heard.append(each.cancellation_reason)
+
+    token.on_cancel(listener)
+    undo = token.on_cancel(listener)
+    undo()
+    token.cancel("enough")
+    assert heard == ["enough"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from model_harness import KeptLog, running_session, undone
+from model_harness import START, HandClock, KeptLog, running_session, undone
 
 from vespera_exec.errors import StoreUnavailable
 from vespera_exec.model.enums import EventType, ExecutionStatus, MessageLevel
@@ -32,6 +33,26 @@ def test_several_changes_are_one_decision() -> None:
     assert sorted(type(row).__name__ for row in batch.rows) == ["Lifecycle", "Progress"]
     assert session.lifecycle in batch.rows
     assert session.progress in batch.rows
+
+
+def test_all_facts_of_a_decision_have_the_time_of_the_first_and_the_next_has_its_own() -> None:
+    hand = HandClock()
+    log = KeptLog()
+    ledger = Ledger(sink=log, clock=hand.clock)
+
+    def record() -> None:
+        ledger.record(EventType.INFO, task_id="t1")
+
+    with ledger:
+        record()
+        hand.pass_(3)
+        record()
+    with undone(ledger):
+        record()
+    hand.pass_(4)
+    with ledger:
+        record()
+    assert [event.timestamp for event in log.events] == [START, START, START + timedelta(seconds=7)]
 
 
 def test_an_exception_undoes_the_whole_decision() -> None:

@@ -48,8 +48,8 @@ class CancellationToken:
         self._timed_out = False
         self._parent: CancellationToken | None = None
         self._two_way = False
-        self._children: list[CancellationToken] = []
-        self._listeners: list[Listener] = []
+        self._children: tuple[CancellationToken, ...] = ()
+        self._listeners: tuple[Listener, ...] = ()
 
     def __repr__(self) -> str:
         state = f"cancelled: {self._reason!r}" if self._cancelled_at else "live"
@@ -114,8 +114,8 @@ class CancellationToken:
         """Call `listener(token)` once, when cancelled, outside the lock; at once if it is. Returns the undo."""
         with self._lock:
             if self._cancelled_at is None:
-                self._listeners.append(listener)
-                return lambda: self._forget(listener)
+                self._listeners = (*self._listeners, listener)
+                return lambda: self.forget(listener)
         self._tell(listener)
         return lambda: None
 
@@ -132,7 +132,7 @@ class CancellationToken:
         with self._lock:
             live = self._cancelled_at is None
             if live:
-                self._children.append(token)
+                self._children = (*self._children, token)
         if not live:
             token._cancel(self._reason, timed_out=self._timed_out)
         elif self.deadline is not None:
@@ -160,16 +160,19 @@ class CancellationToken:
             if self.deadline is not None and self.deadline <= deadline:
                 return
             self.deadline, self._deadline_text = deadline, text
-            children = list(self._children)
+            children = self._children
         for child in children:
             child._limit(deadline, text)
         if self._two_way and self._parent is not None:
             self._parent._limit(deadline, text)
 
-    def _forget(self, listener: Listener) -> None:
+    def forget(self, listener: Listener) -> None:
+        """As the undo of `on_cancel`, for whoever does not want to keep one."""
         with self._lock:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
+            left = list(self._listeners)
+            if listener in left:
+                left.remove(listener)
+                self._listeners = tuple(left)
 
     def _link(self, *, two_way: bool) -> CancellationToken:
         child = CancellationToken(self.token_id if two_way else None, clock=self._clock)
@@ -178,7 +181,7 @@ class CancellationToken:
         with self._lock:
             if self._cancelled_at is None:
                 child.deadline, child._deadline_text = self.deadline, self._deadline_text
-                self._children.append(child)
+                self._children = (*self._children, child)
                 return child
         child._cancel(self._reason, timed_out=self._timed_out)
         return child
@@ -191,8 +194,8 @@ class CancellationToken:
             self._timed_out = timed_out
             # Last: whoever reads without the lock and sees it cancelled sees the reason, too.
             self._cancelled_at = self._clock.now()
-            listeners, self._listeners = self._listeners, []
-            children, self._children = self._children, []
+            listeners, self._listeners = self._listeners, ()
+            children, self._children = self._children, ()
         for child in children:
             child._cancel(reason, timed_out=timed_out)
         if self._parent is not None:
@@ -211,5 +214,4 @@ class CancellationToken:
 
     def _disown(self, child: CancellationToken) -> None:
         with self._lock:
-            if child in self._children:
-                self._children.remove(child)
+            self._children = tuple(each for each in self._children if each is not child)

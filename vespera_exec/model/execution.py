@@ -14,7 +14,7 @@ from vespera_exec.model.jsonable import jsonable, whole_json
 from vespera_exec.model.ledger import Cell, Ledger, Part
 from vespera_exec.model.legacy import LEGACY_FIELDS, FoldedField, TaskExecution, legacy_record
 from vespera_exec.model.listeners import Subscribers
-from vespera_exec.model.recent import Recent, counted
+from vespera_exec.model.recent import Recent, copy, counted
 from vespera_exec.model.record import TaskRecord
 from vespera_exec.model.session import MAX_EVENTS, ExecutionSession
 from vespera_exec.model.summary import current_status, performance_metrics
@@ -140,9 +140,8 @@ class EnhancedTaskExecution(TaskExecution):
 
     @property
     def performance_profile(self) -> dict[str, Any]:
-        """Seconds per phase over the retained sessions, and the durations of the last ten that completed."""
-        sessions = self._recent.value
-        return {"phase_seconds": dict(sessions.phase_seconds), "durations_seconds": list(sessions.durations)}
+        """Where the time of the sessions that have ended went: see `PerformanceProfiler.profile`."""
+        return self._recent.value.profiler.profile()
 
     @property
     def global_cancellation_token(self) -> CancellationToken:
@@ -326,7 +325,7 @@ class EnhancedTaskExecution(TaskExecution):
     def get_performance_metrics(self) -> dict[str, Json]:
         """Totals over the task's life: see `performance_metrics`. A running session counts when it has ended."""
         with self._ledger:
-            return performance_metrics(self.record, self._recent.value.durations)
+            return performance_metrics(self.record, self._recent.value.profiler.durations)
 
     def to_dict(self) -> dict[str, Any]:
         """The legacy fields, the task's id and totals ("record"), and the session that runs ("current_session")."""
@@ -368,13 +367,13 @@ class EnhancedTaskExecution(TaskExecution):
             ledger=self._ledger,
             max_events=self.max_events_in_memory if self.enable_event_streaming else 0,
             custom_metrics=self._custom_metrics,
-            baseline=self._recent.value.baseline,
+            baseline=self._recent.value.profiler.baseline,
             monitoring_enabled=self.monitoring_enabled,
             on_end=self._session_ended,
         )
 
     def _hold(self, **changes: Any) -> None:
-        self._ledger.put(self._recent, replace(self._recent.value, **changes))
+        self._ledger.put(self._recent, copy(self._recent.value, **changes))
 
     def _begun(self, session: ExecutionSession) -> None:
         fields: dict[str, Json] = {"current_execution_id": session.session_id}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
 
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.events import ExecutionEvent, Json, recorded_event
@@ -15,6 +15,7 @@ from vespera_exec.model.record import TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
     from types import TracebackType
 
     from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
@@ -42,13 +43,17 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotencyRecord:
-    """That a principal's key has been used, and for what."""
+    """That a principal's key has been used, and for what.
+
+    `digest` tells the request that used it from others; None where it was not kept.
+    """
 
     principal: str
     key: str
     operation: str
     task_id: str
     run_id: str | None = None
+    digest: bytes | None = None
 
 
 State = TaskRecord | Lifecycle | Progress
@@ -98,17 +103,10 @@ class Part(Cell[V]):
     __slots__ = ()
 
 
-class _Mark(NamedTuple):
-    """How far the running decision was when a nested one began."""
-
-    events: int = 0
-    undo: int = 0
-    rows: int = 0
-    settling: int = 0
-    afterwards: int = 0
-
-
-_START = _Mark()
+# A plain tuple: one is made for every nested decision.
+_Mark = tuple[int, int, int, int, int]
+"""How far the running decision was when a nested one began: events, undo, rows, settling, afterwards."""
+_START: _Mark = (0, 0, 0, 0, 0)
 
 
 class Ledger:
@@ -121,8 +119,8 @@ class Ledger:
     """
 
     __slots__ = (
-        "_afterwards", "_closing", "_depth", "_events", "_listeners", "_lock", "_marks", "_rows", "_sequences",
-        "_settling", "_undo", "clock", "sink",
+        "_afterwards", "_closing", "_decided_at", "_depth", "_events", "_listeners", "_lock", "_marks", "_rows",
+        "_sequences", "_settling", "_undo", "clock", "sink",
     )  # fmt: skip
 
     def __init__(self, *, sink: Sink | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -131,6 +129,7 @@ class Ledger:
         self._lock = threading.RLock()
         self._depth = 0
         self._closing = False
+        self._decided_at: datetime | None = None
         self._sequences: dict[str, int] = {}
         self._listeners: list[Callable[[ExecutionEvent], None]] = []
         self._marks: list[_Mark] = []
@@ -143,15 +142,8 @@ class Ledger:
     def __enter__(self) -> Self:
         self._lock.acquire()
         if self._depth:
-            self._marks.append(
-                _Mark(
-                    len(self._events),
-                    len(self._undo),
-                    len(self._rows),
-                    len(self._settling),
-                    len(self._afterwards),
-                )
-            )
+            reached = len(self._events), len(self._undo), len(self._rows), len(self._settling), len(self._afterwards)
+            self._marks.append(reached)
         self._depth += 1
         return self
 
@@ -173,6 +165,7 @@ class Ledger:
                 self._close()
         finally:
             self._undo = []
+            self._decided_at = None
             if self._events:
                 self._events = []
             if self._rows:
@@ -201,14 +194,20 @@ class Ledger:
         new_status: ExecutionStatus | None = None,
         level: MessageLevel | None = None,
     ) -> ExecutionEvent:
-        """Add one fact to the running decision and fold it into `parts` at once. `details` are JSON already."""
+        """Add one fact to the running decision and fold it into `parts` at once. `details` are JSON already.
+
+        All facts of one decision have one time: that of the first.
+        """
         if self._depth == 0 or self._closing:
             raise RuntimeError("a fact is recorded within a decision, and never by a listener")
+        at = self._decided_at
+        if at is None:
+            at = self._decided_at = self.clock.now()
         stream = execution_id or task_id
         sequence = self._sequences.get(stream, 0) + 1
         event = recorded_event(
             event_type,
-            self.clock.now(),
+            at,
             task_id,
             execution_id,
             sequence,
@@ -220,13 +219,16 @@ class Ledger:
             new_status=new_status,
             level=level,
         )
-        evolved = [part.value.evolve(event) for part in parts]
-        self._sequences[stream] = sequence
-        for part, value in zip(parts, evolved, strict=True):
+        evolved: list[tuple[Part[Any], Any, Any]] = []
+        for part in parts:
             before = part.value
-            if value is not before:
-                self._undo.append((part, before))
-                part.value = value
+            after = before.evolve(event)
+            if after is not before:
+                evolved.append((part, before, after))
+        self._sequences[stream] = sequence
+        for part, before, after in evolved:
+            self._undo.append((part, before))
+            part.value = after
         self._events.append(event)
         return event
 
@@ -264,13 +266,13 @@ class Ledger:
         """Hear every event once its decision is closed; under the lock, so hand over, do not work. Returns the undo."""
         with self._lock:
             self._listeners.append(listener)
+        return lambda: self.unlisten(listener)
 
-        def undo() -> None:
-            with self._lock:
-                if listener in self._listeners:
-                    self._listeners.remove(listener)
-
-        return undo
+    def unlisten(self, listener: Callable[[ExecutionEvent], None]) -> None:
+        """As the undo of `listen`, for whoever does not want to keep one."""
+        with self._lock:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
 
     def _close(self) -> None:
         self._closing = True
@@ -296,12 +298,13 @@ class Ledger:
         return [cast("Row", cell.value) for cell in cells if isinstance(cell, Part)]
 
     def _roll_back(self, mark: _Mark) -> None:
-        for cell, value in reversed(self._undo[mark.undo :]):
+        events, undo, rows, settling, afterwards = mark
+        for cell, value in reversed(self._undo[undo:]):
             cell.value = value
-        for event in self._events[mark.events :]:
+        for event in self._events[events:]:
             self._sequences[event.stream] -= 1
-        del self._undo[mark.undo :]
-        del self._events[mark.events :]
-        del self._rows[mark.rows :]
-        del self._settling[mark.settling :]
-        del self._afterwards[mark.afterwards :]
+        del self._undo[undo:]
+        del self._events[events:]
+        del self._rows[rows:]
+        del self._settling[settling:]
+        del self._afterwards[afterwards:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import cast
 
@@ -12,6 +12,7 @@ from vespera_exec.errors import InvalidProgress
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, ProgressType
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
 from vespera_exec.model.rows import stamp
+from vespera_exec.model.values import copier
 
 SHOWN_BEFORE_THE_END = 99.0
 """Nothing shows 100 before the completion event has set it."""
@@ -27,7 +28,7 @@ def amount(name: str, value: object) -> float:
     Raises:
         InvalidProgress: it is no number, not finite, or negative.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidProgress(f"{name} must be a number, not {type(value).__name__}")
     try:
         number = float(value)
@@ -164,7 +165,8 @@ class Progress:
     """All progress of one execution; the hot part of its state, folded from its events.
 
     `overall` is what is shown, `reached` the highest percentage of it so far. `phases[EXECUTION]` is the
-    work's own, which the ETA reads. `sequence` is that of the last event of the execution, of any type.
+    work's own, which the ETA reads. `sequence` and `updated_at` are those of the last event of the execution,
+    of any type.
     """
 
     execution_id: str
@@ -174,6 +176,7 @@ class Progress:
     reached: float = 0.0
     completed: bool = False
     sequence: int = 0
+    updated_at: datetime = _LONG_AGO
 
     @property
     def percentage(self) -> float | None:
@@ -188,21 +191,27 @@ class Progress:
             return self._reported(event)
         if kind is EventType.STATUS_CHANGE:
             return self._changed(event)
-        if kind is EventType.PHASE_CHANGE and event.phase is not None:
-            return replace(self, phases=self._entered(event, event.phase), sequence=event.sequence)
+        if kind is EventType.PHASE_CHANGE:
+            return _copy(self, phases=self._moved(event), sequence=event.sequence, updated_at=event.timestamp)
         return _sealed(
-            self.execution_id, self.overall, self.phases, self.custom, self.reached, self.completed, event.sequence
+            self.execution_id,
+            self.overall,
+            self.phases,
+            self.custom,
+            self.reached,
+            self.completed,
+            event.sequence,
+            event.timestamp,
         )
 
     def _changed(self, event: ExecutionEvent) -> Progress:
+        at = event.timestamp
         if event.new_status is ExecutionStatus.COMPLETED:
-            overall = ProgressState(
-                current=100.0, message=event.message or self.overall.message, updated_at=event.timestamp
-            )
-            return replace(self, overall=overall, reached=100.0, completed=True, sequence=event.sequence)
+            overall = _percent(100.0, event.message or self.overall.message, at)
+            return _copy(self, overall=overall, reached=100.0, completed=True, sequence=event.sequence, updated_at=at)
         if event.old_status is ExecutionStatus.IDLE and self.overall is _UNTOUCHED:
-            return replace(self, overall=ProgressState(updated_at=event.timestamp), sequence=event.sequence)
-        return replace(self, sequence=event.sequence)
+            return _copy(self, overall=_percent(0.0, "", at), sequence=event.sequence, updated_at=at)
+        return _copy(self, sequence=event.sequence, updated_at=at)
 
     def _reported(self, event: ExecutionEvent) -> Progress:
         overall, phases, custom, reached = self.overall, self.phases, self.custom, self.reached
@@ -216,9 +225,9 @@ class Progress:
                 phases = {**phases, event.phase: _state(of_phase, at)}
             if of_metrics := mapping(seen.get("custom")):
                 custom = {**custom, **{name: _state(state, at) for name, state in of_metrics.items()}}
-        return _sealed(self.execution_id, overall, phases, custom, reached, self.completed, event.sequence)
+        return _sealed(self.execution_id, overall, phases, custom, reached, self.completed, event.sequence, at)
 
-    def _entered(self, event: ExecutionEvent, phase: ExecutionPhase) -> Mapping[ExecutionPhase, ProgressState]:
+    def _moved(self, event: ExecutionEvent) -> Mapping[ExecutionPhase, ProgressState]:
         """The phase that is left as completed stands at 100; the one that is entered, also again, at 0."""
         phases = dict(self.phases)
         left = event.details.get("left")
@@ -226,8 +235,9 @@ class Progress:
             before = phases.get(ExecutionPhase(left))
             if before is None or before.progress_type is ProgressType.PERCENTAGE:
                 message = before.message if before else ""
-                phases[ExecutionPhase(left)] = ProgressState(current=100.0, message=message, updated_at=event.timestamp)
-        phases[phase] = ProgressState(updated_at=event.timestamp)
+                phases[ExecutionPhase(left)] = _percent(100.0, message, event.timestamp)
+        if event.phase is not None:
+            phases[event.phase] = _percent(0.0, "", event.timestamp)
         return phases
 
     def to_dict(self) -> dict[str, Json]:
@@ -239,6 +249,7 @@ class Progress:
             "reached": self.reached,
             "completed": self.completed,
             "sequence": self.sequence,
+            "updated_at": self.updated_at.isoformat(),
         }
 
     @classmethod
@@ -256,8 +267,11 @@ class Progress:
             reached=data.get("reached", overall.get_percentage() or 0.0),
             completed=data.get("completed", False),
             sequence=data.get("sequence", 0),
+            updated_at=stamp(data["updated_at"]) if data.get("updated_at") else overall.updated_at,
         )
 
+
+_copy = copier(Progress)
 
 CustomMetric = Callable[[Progress, float], ProgressState | float | None]
 """A computed metric: `(progress, elapsed_seconds)` to its value, or None where it has none yet."""
@@ -315,6 +329,10 @@ def _state(data: Mapping[str, Json], at: datetime) -> ProgressState:
     return cast("ProgressState", made)
 
 
+def _percent(current: float, message: str, at: datetime) -> ProgressState:
+    return _state({"current": current, "total": None, "message": message}, at)
+
+
 _KINDS = {kind.value: kind for kind in ProgressType}
 
 
@@ -328,6 +346,7 @@ class _ProgressDraft:
     reached: float
     completed: bool
     sequence: int
+    updated_at: datetime
 
 
 def _sealed(
@@ -338,6 +357,7 @@ def _sealed(
     reached: float,
     completed: bool,
     sequence: int,
+    updated_at: datetime,
 ) -> Progress:
     made = _ProgressDraft()
     made.execution_id = execution_id
@@ -347,5 +367,6 @@ def _sealed(
     made.reached = reached
     made.completed = completed
     made.sequence = sequence
+    made.updated_at = updated_at
     made.__class__ = Progress  # pyright: ignore[reportAttributeAccessIssue] - same slots; sealed from here on
     return cast("Progress", made)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from vespera_exec.model.enums import EventType, TaskStatus
 from vespera_exec.model.events import ExecutionEvent, Json
 from vespera_exec.model.rows import Readers, iso, present, stamp
+from vespera_exec.model.values import copier
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,9 +51,9 @@ class TaskRecord:
                 if "status" in changes:
                     changes["status"] = TaskStatus(changes["status"])
                 made = event.timestamp if event.event_type is EventType.TASK_CREATED else self.created_at
-                return replace(self, **changes, created_at=made, updated_at=event.timestamp, sequence=event.sequence)
+                return _copy(self, **changes, created_at=made, updated_at=event.timestamp, sequence=event.sequence)
             case EventType.STATUS_CHANGE if event.details.get("scope") == "task":
-                return replace(
+                return _copy(
                     self,
                     status=TaskStatus(event.details["new"]),
                     updated_at=event.timestamp,
@@ -94,5 +95,6 @@ class TaskRecord:
         return cls(**present(data, _NAMES, _READERS))
 
 
+_copy = copier(TaskRecord)
 _NAMES = tuple(each.name for each in fields(TaskRecord))
 _READERS: Readers = {"status": TaskStatus, "created_at": stamp, "updated_at": stamp}

@@ -15,7 +15,7 @@ from vespera_exec.model.jsonable import details_of
 from vespera_exec.model.ledger import Ledger
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
-from vespera_exec.model.stopwatch import Stopwatch
+from vespera_exec.model.stopwatch import Stopwatch, unread_seconds
 from vespera_exec.model.work_log import WorkLog
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class ExecutionSession(WorkLog):
             monitoring_enabled=monitoring_enabled,
         )
         self.max_recovery_attempts = max_recovery_attempts
-        self._custom_metrics: Mapping[str, CustomMetric] = custom_metrics or {}
+        if custom_metrics:
+            self._custom_metrics = custom_metrics
         self._on_end = on_end
-        self._unlink: Callable[[], None] = _nothing
         if cancellation_token is not None:
             self.cancellation_token = cancellation_token
 
@@ -78,15 +78,21 @@ class ExecutionSession(WorkLog):
     def restored(
         cls, lifecycle: Lifecycle, progress: Progress, *, ledger: Ledger | None = None, **options: Any
     ) -> ExecutionSession:
-        """The session that these stored values describe. Its clock goes on from what they say."""
+        """The session that these stored values describe.
+
+        Its clocks go on from the last event that they know of; the time without an owner is in none. Record a
+        `change_owner` with it: the facts of the new owner are timed from there.
+        """
         session = cls(lifecycle.execution_id, lifecycle.task_id, ledger=ledger, **options)
         session._life.value = lifecycle
         session._progress.value = progress
         if lifecycle.status.is_terminal:
-            session._unlisten()
+            session._ledger.unlisten(session._stream.emit)
         else:
             session._ledger.resume_at(lifecycle.execution_id, max(lifecycle.sequence, progress.sequence))
-            session._watch.value = Stopwatch.of(lifecycle.status, session._ledger.clock.monotonic())
+            clock = session._ledger.clock
+            unread = unread_seconds(lifecycle, progress, clock.now())
+            session._watch.value = Stopwatch.of(lifecycle.status, clock.monotonic() - unread)
         return session
 
     @classmethod
@@ -100,11 +106,11 @@ class ExecutionSession(WorkLog):
 
     @cancellation_token.setter
     def cancellation_token(self, token: CancellationToken | None) -> None:
-        self._unlink()
-        self._unlink = _nothing
+        if self._token is not None:
+            self._token.forget(self._token_cancelled)
         self._token = token
         if token is not None:
-            self._unlink = token.on_cancel(self._token_cancelled)
+            token.on_cancel(self._token_cancelled)
 
     # status
 
@@ -309,18 +315,18 @@ class ExecutionSession(WorkLog):
         outcome = details_of(given)
         if error is not None:
             outcome["error"] = dict(error)
-        if peaks := self._usage.peaks():
-            outcome["peaks"] = {kind.value: peak for kind, peak in peaks.items()}
+        if self._usage is not None:
+            outcome["peaks"] = {kind.value: peak for kind, peak in self._usage.peaks().items()}
         return outcome
 
     def _archived(self) -> None:
         """Ended and heard: callbacks and token are let go of, and the ledger lets go of the session."""
-        self._unlisten()
+        self._ledger.unlisten(self._stream.emit)
         self._ledger.forget(self.session_id)
-        self._unlink()
         if self._token is not None:
+            self._token.forget(self._token_cancelled)
             self._token.detach()
-        self._subscribers.close_when_idle()
+        self._stream.close_when_idle()
 
     def _judge_token(self) -> None:
         """A token that was cancelled before the start is heard now."""
@@ -347,7 +353,3 @@ _MADE: Mapping[str, Json] = {
     "owner": None,
     "generation": 1,
 }
-
-
-def _nothing() -> None:
-    """Undoes nothing."""

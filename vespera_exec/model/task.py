@@ -194,10 +194,14 @@ class Task:
         """
         return self.execution.enqueue_session(self.id, role_name, **queueing)
 
-    def remember_key(self, principal: str, operation: str, key: str, run_id: str | None = None) -> None:
-        """Store, with the running decision, that this key has been used."""
+    def remember_key(
+        self, principal: str, operation: str, key: str, run_id: str | None = None, *, digest: bytes | None = None
+    ) -> None:
+        """Store, with the running decision, that this key has been used, and for which request."""
         self._ledger.keep(
-            IdempotencyRecord(principal=principal, key=key, operation=operation, task_id=self.id, run_id=run_id)
+            IdempotencyRecord(
+                principal=principal, key=key, operation=operation, task_id=self.id, run_id=run_id, digest=digest
+            )
         )
 
     def update_execution_progress(self, progress: float, message: str = "") -> None:

@@ -45,6 +45,16 @@ _ENTERED: Final[dict[ExecutionStatus, tuple[EventType, ...]]] = {
     S.TIMED_OUT: (EventType.EXECUTION_TIMEOUT,),
     S.CANCELLED: (EventType.EXECUTION_CANCELLED,),
 }
+_AT_WORK: Final = (S.PREPARING, S.VALIDATING, S.RUNNING)
+_CHANGED: Final[dict[tuple[ExecutionStatus, ExecutionStatus], tuple[EventType, ...]]] = {
+    (S.IDLE, S.PENDING): (EventType.EXECUTION_CREATED, EventType.EXECUTION_QUEUED),
+    (S.IDLE, S.PREPARING): (EventType.EXECUTION_CREATED, EventType.EXECUTION_STARTED),
+    (S.PENDING, S.PREPARING): (EventType.EXECUTION_STARTED,),
+    **{(S.PAUSED, working): (EventType.EXECUTION_RESUMED,) for working in _AT_WORK},
+    **{(S.RECOVERING, working): (EventType.INFO,) for working in _AT_WORK},
+    **{(working, S.RECOVERING): (EventType.RECOVERY_INITIATED, EventType.ERROR) for working in _AT_WORK},
+}
+"""What goes before the annotations of a status as such."""
 
 
 def allowed_from(status: ExecutionStatus, paused_from: ExecutionStatus | None = None) -> tuple[ExecutionStatus, ...]:
@@ -78,18 +88,5 @@ def check_task(old: TaskStatus, new: TaskStatus) -> None:
 
 def milestones(old: ExecutionStatus, new: ExecutionStatus) -> tuple[EventType, ...]:
     """The annotations written with a change, after its `status_change`, in order."""
-    match old, new:
-        case S.IDLE, S.PENDING:
-            return (EventType.EXECUTION_CREATED, EventType.EXECUTION_QUEUED)
-        case S.IDLE, S.PREPARING:
-            return (EventType.EXECUTION_CREATED, EventType.EXECUTION_STARTED)
-        case S.PENDING, S.PREPARING:
-            return (EventType.EXECUTION_STARTED,)
-        case S.PAUSED, S.PREPARING | S.VALIDATING | S.RUNNING:
-            return (EventType.EXECUTION_RESUMED,)
-        case S.RECOVERING, S.PREPARING | S.VALIDATING | S.RUNNING:
-            return (EventType.INFO,)
-        case S.PREPARING | S.VALIDATING | S.RUNNING, S.RECOVERING:
-            return (EventType.RECOVERY_INITIATED, EventType.ERROR)
-        case _:
-            return _ENTERED.get(new, ())
+    found = _CHANGED.get((old, new))
+    return _ENTERED.get(new, ()) if found is None else found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from vespera_exec.model.ledger import Cell, Part
-from vespera_exec.model.listeners import Subscribers
+from vespera_exec.model.phases import PhaseManager
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.stopwatch import Stopwatch
+from vespera_exec.model.stream import StatusEventStream
 from vespera_exec.model.summary import session_summary
 from vespera_exec.model.timing import TimeTracking
 from vespera_exec.model.usage import Usage
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, ResourceType
     from vespera_exec.model.events import ExecutionEvent, Json
     from vespera_exec.model.ledger import Ledger
-    from vespera_exec.model.lifecycle import Lifecycle, PhaseRecord
+    from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.listeners import Callback, Subscription
+    from vespera_exec.model.phases import PhaseRecord
     from vespera_exec.model.progress import ProgressState
 
 
@@ -45,14 +46,15 @@ class SessionView:
         self._progress = Part(Progress(execution_id=lifecycle.execution_id))
         self._parts = (self._life, self._progress)
         self._watch = Cell(Stopwatch())
-        self._events: deque[ExecutionEvent] = deque(maxlen=max_events)
-        self._subscribers = Subscribers()
-        self._usage = Usage(max_samples)
+        self._stream = StatusEventStream(ledger, *self._parts, limit=max_events)
+        self._max_samples = max_samples
+        self._usage: Usage | None = None
+        """From the first measurement on."""
         self._baseline = baseline
         self._token: CancellationToken | None = None
         self.monitoring_enabled = monitoring_enabled
         """Whether an attached sampler is wanted; measurements that are handed in are kept all the same."""
-        self._unlisten = ledger.listen(self._heard)
+        ledger.listen(self._stream.emit)
 
     def __repr__(self) -> str:
         return f"<ExecutionSession {self.session_id[:8]} {self.status.value}>"
@@ -109,9 +111,14 @@ class SessionView:
         return self._life.value.current_phase
 
     @property
+    def phases(self) -> PhaseManager:
+        """Entry, exit and history of its phases."""
+        return PhaseManager(self._ledger, self._watch, *self._parts)
+
+    @property
     def phase_history(self) -> list[PhaseRecord]:
-        """Each stay in a phase; as a tuple it begins with the phase and the time it was entered."""
-        return list(self._life.value.phases)
+        """As `phases.history`."""
+        return self.phases.history
 
     @property
     def overall_progress(self) -> ProgressState:
@@ -136,8 +143,7 @@ class SessionView:
     @property
     def status_events(self) -> list[ExecutionEvent]:
         """The last events, at most `max_events`; the log has all."""
-        with self._ledger:
-            return list(self._events)
+        return self._stream.get_events()
 
     @property
     def is_cancellation_requested(self) -> bool:
@@ -182,47 +188,49 @@ class SessionView:
             InvalidInput: the value is not finite.
         """
         with self._ledger:
+            if self._usage is None:
+                self._usage = Usage(self._max_samples)
             self._usage.add(resource_type, value, self._ledger.clock.now())
 
     @property
     def resource_metrics(self) -> dict[ResourceType, list[tuple[datetime, float]]]:
         with self._ledger:
-            return self._usage.samples()
+            return self._usage.samples() if self._usage is not None else {}
 
     @property
     def peak_resource_usage(self) -> dict[ResourceType, float]:
         with self._ledger:
-            return self._usage.peaks()
+            return self._usage.peaks() if self._usage is not None else {}
 
     # listening
 
+    @property
+    def stream(self) -> StatusEventStream:
+        """The events as memory holds them, to be read, subscribed to, or followed in a loop."""
+        return self._stream
+
     def add_event_callback(self, callback: Callback) -> Subscription:
         """Call `callback(event)` for every event from now on, off the thread that caused it, in order."""
-        return self._subscribers.add(callback)
+        return self._stream.subscribe(callback)
 
     def remove_event_callback(self, callback: Callback) -> bool:
         """Whether it was there; what it has not yet heard, it never will."""
-        return self._subscribers.remove(callback)
+        return self._stream.unsubscribe(callback)
 
     @property
     def event_callbacks(self) -> list[Callback]:
-        return self._subscribers.callbacks
+        return self._stream.callbacks
 
     def wait_for_callbacks(self, timeout: float = 5.0) -> bool:
         """True when every callback has heard all there was, within `timeout` seconds each."""
-        return self._subscribers.wait_idle(timeout)
+        return self._stream.wait_idle(timeout)
 
     def get_execution_summary(self) -> dict[str, Json]:
         """The session at a glance: see `session_summary`."""
         self._judge_deadline()
         with self._ledger:
-            return session_summary(self._life.value, self._progress.value, self.time_tracking, self._usage.shown())
-
-    def _heard(self, event: ExecutionEvent) -> None:
-        """The ledger's listener, under the lock: keep the tail, hand over to the callbacks."""
-        if event.execution_id == self._life.value.execution_id:
-            self._events.append(event)
-            self._subscribers.offer(event)
+            usage = self._usage.shown() if self._usage is not None else {}
+            return session_summary(self._life.value, self._progress.value, self.time_tracking, usage)
 
     def _judge_deadline(self) -> None:
         token = self._token

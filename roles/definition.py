@@ -196,20 +196,8 @@ class Role:
             return True
         return bool(self.permissions.scopes) and caller.scopes.issuperset(self.permissions.scopes)
 
-    def to_dict(self) -> dict[str, Json]:
-        """What list_roles shows: name, description, runner, source, input_schema (JSON Schema) and the limits."""
-        return {
-            "name": self.name,
-            "description": self.description,
-            "runner": self.runner,
-            "source": self.source,
-            "input_schema": self.input_schema(),
-            "timeout_seconds": self.timeout_seconds or None,
-            "max_retries": self.retry.max_retries,
-            "on_interrupt": self.on_interrupt,
-        }
-
     def input_schema(self) -> dict[str, Json]:
+        """What it takes, as JSON Schema."""
         if self.inputs is None:
             return {"type": "object", "additionalProperties": True}
         schema: dict[str, Json] = {

@@ -63,14 +63,17 @@ from vespera_exec.model.enums import (
 )
 from vespera_exec.model.events import ExecutionEvent as ExecutionEvent
 from vespera_exec.model.execution import EnhancedTaskExecution as EnhancedTaskExecution, TaskExecution as TaskExecution
-from vespera_exec.model.lifecycle import Lifecycle as Lifecycle, PhaseRecord as PhaseRecord
+from vespera_exec.model.lifecycle import Lifecycle as Lifecycle
+from vespera_exec.model.phases import PhaseManager as PhaseManager, PhaseRecord as PhaseRecord
 from vespera_exec.model.principal import Caller as Caller
+from vespera_exec.model.profile import PerformanceProfiler as PerformanceProfiler
 from vespera_exec.model.progress import (
     Progress as Progress,
     ProgressReport as ProgressReport,
     ProgressState as ProgressState,
 )
 from vespera_exec.model.session import ExecutionSession as ExecutionSession
+from vespera_exec.model.stream import StatusEventStream as StatusEventStream
 from vespera_exec.model.task import Task as Task
 from vespera_exec.model.timing import TimeTracking as TimeTracking
 from vespera_exec.monitoring.eta import NaiveEstimator as NaiveEstimator

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, timedelta
 
 import pytest
 from model_harness import START, HandClock, running_session, session_with_log
 
 from vespera_exec.errors import InvalidInput
-from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
+from vespera_exec.model.clock import Clock
+from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel
 from vespera_exec.model.ledger import Ledger
 from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.task import Task
@@ -106,6 +108,82 @@ def test_a_restored_session_goes_on_from_what_was_counted() -> None:
     restored.complete()
     assert restored.lifecycle.active_seconds == 15
     assert restored.phase_history[-1].duration_seconds == 11
+
+
+def next_owner(session: ExecutionSession, hand: HandClock) -> ExecutionSession:
+    """The session as another owner finds it in the store."""
+    stored = json.loads(json.dumps(session.to_dict()))
+    again = ExecutionSession.from_dict(stored, ledger=Ledger(clock=hand.clock))
+    again.change_owner("next")
+    return again
+
+
+@pytest.mark.parametrize("last_words", ["progress", "note", "checkpoint"])
+def test_work_whose_owner_died_counts_up_to_its_last_event(last_words: str) -> None:
+    hand = HandClock()
+    session, _ = running_session(hand=hand)
+    session.enter_phase(ExecutionPhase.EXECUTION)
+    hand.pass_(40)
+    match last_words:
+        case "progress":
+            session.update_progress(10)
+        case "note":
+            session.note(MessageLevel.INFO, "here")
+        case _:
+            session.record_checkpoint({"page": 1})
+    hand.pass_(1000)
+    again = next_owner(session, hand)
+    again.fail("its owner died")
+    assert again.lifecycle.active_seconds == 40
+    assert again.phase_history[-1].duration_seconds == 40
+
+
+def test_the_time_without_an_owner_is_in_no_clock_however_often_owners_die() -> None:
+    hand = HandClock()
+    session, _ = running_session(hand=hand)
+    for _ in range(3):
+        hand.pass_(5)
+        session.update_progress(session.progress.reached + 1)
+        hand.pass_(1000)
+        session = next_owner(session, hand)
+    session.pause()
+    hand.pass_(7)
+    session.note(MessageLevel.INFO, "still paused")
+    hand.pass_(1000)
+    session = next_owner(session, hand)
+    session.resume()
+    session.complete()
+    assert (session.lifecycle.active_seconds, session.lifecycle.paused_seconds) == (15, 7)
+
+
+def test_an_owner_that_died_at_once_after_another_left_no_time_behind() -> None:
+    hand = HandClock()
+    session, _ = running_session(hand=hand)
+    hand.pass_(5)
+    session.update_progress(1)
+    for _ in range(3):
+        hand.pass_(1000)
+        session = next_owner(session, hand)
+    assert session.elapsed_seconds == 5
+
+
+def test_a_wall_clock_that_went_back_takes_nothing_and_adds_nothing() -> None:
+    hand = HandClock()
+    session, _ = running_session(hand=hand)
+    hand.pass_(10)
+    session.enter_phase(ExecutionPhase.EXECUTION)
+    hand.pass_(60)
+    session.update_progress(5)
+    at_the_reading, at_the_report = START + seconds(10), START + seconds(70)
+    for now, counted in [
+        (at_the_reading - seconds(30), 10),
+        (at_the_reading + seconds(20), 30),
+        (at_the_report, 70),
+        (at_the_report + seconds(500), 70),
+    ]:
+        clock = Clock(now=lambda now=now: now, monotonic=lambda: 3.0)
+        again = ExecutionSession.restored(session.lifecycle, session.progress, ledger=Ledger(clock=clock))
+        assert again.elapsed_seconds == counted
 
 
 def test_stamps_are_aware_and_utc() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vespera_exec.model.record import TaskRecord
 
 S = ExecutionStatus
+_AT_WORK = (S.PREPARING, S.VALIDATING, S.RUNNING, S.COMPLETING, S.CANCELLING)
 _TASKS = 3
 # Seven draws of ten ask only for what the table allows.
 _legal = st.sampled_from([True] * 7 + [False] * 3)
@@ -162,9 +163,11 @@ class Lives(RuleBasedStateMachine):
     @rule(data=st.data())
     def enter_phase(self, data: st.DataObject) -> None:
         session = data.draw(st.sampled_from(self.sessions[-4:]))
-        phase = data.draw(st.sampled_from(list(ExecutionPhase)))
+        phase = data.draw(st.sampled_from([None, *ExecutionPhase]))
         ended = session.lifecycle.status.is_terminal
-        assert self._tried(lambda: session.enter_phase(phase)) is not ended
+        change = session.phases.exit if phase is None else lambda: session.enter_phase(phase)
+        assert self._tried(change) is not ended
+        assert ended or session.phases.current is phase
 
     @precondition(lambda self: self.sessions)
     @rule(data=st.data())
@@ -265,7 +268,11 @@ class Lives(RuleBasedStateMachine):
             name = session.session_id
             again = ExecutionSession.restored(self.log.lives[name], self.log.progress[name], ledger=task.ledger)
             task.execution.adopt(again)
-            self.elapsed.pop(name, None)  # what was at work since the last fact is not known to the next owner
+            # What was at work after the last event is not known to the next owner; all before it is.
+            silent = (self.hand.now() - session.progress.updated_at).total_seconds()
+            known = session.elapsed_seconds - (silent if session.status in _AT_WORK else 0.0)
+            assert abs(again.elapsed_seconds - known) < 1e-4
+            self.elapsed[name] = again.elapsed_seconds
             self.sessions[self.sessions.index(session)] = again
             again.change_owner("next")
         self.tasks[which] = task

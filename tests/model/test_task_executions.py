@@ -328,6 +328,10 @@ def test_the_profile_adds_up_the_phases() -> None:
         execution.complete_execution()
     assert execution.performance_profile == {
         "phase_seconds": {"execution": 6, "cleanup": 2},
+        "phases": {
+            "execution": {"stays": 2, "mean_seconds": 3, "longest_seconds": 3},
+            "cleanup": {"stays": 2, "mean_seconds": 1, "longest_seconds": 1},
+        },
         "durations_seconds": [4, 4],
     }
 

@@ -91,11 +91,10 @@ def assert_short(told: str) -> None:
     assert 0 < len(told) < 4000
 
 
-def test_role_shows_itself_as_json(made: Role) -> None:
-    shown = json.loads(json.dumps(made.to_dict()))
-    assert shown["name"] == "doubled"
-    assert shown["input_schema"]["required"] == ["path"]
-    assert shown["input_schema"]["properties"]["names"] == {"type": "array", "items": {"type": "string"}, "maxItems": 2}
+def test_role_shows_its_inputs_as_json_schema(made: Role) -> None:
+    shown = json.loads(json.dumps(made.input_schema()))
+    assert shown["required"] == ["path"]
+    assert shown["properties"]["names"] == {"type": "array", "items": {"type": "string"}, "maxItems": 2}
 
 
 def test_callable_without_inputs_declared_takes_any() -> None:

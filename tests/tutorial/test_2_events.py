@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vespera_exec import EventType, ExecutionEvent, ExecutionStatus, Task
+from vespera_exec import EventType, ExecutionEvent, ExecutionPhase, ExecutionStatus, Task
 
 
 def test_events_tell_the_whole_story_in_order() -> None:
@@ -15,6 +15,18 @@ def test_events_tell_the_whole_story_in_order() -> None:
     assert types[:3] == [EventType.STATUS_CHANGE, EventType.EXECUTION_CREATED, EventType.EXECUTION_STARTED]
     assert types[-1] is EventType.EXECUTION_COMPLETED
     assert [event.sequence for event in session.status_events] == list(range(1, len(types) + 1))
+
+
+async def test_a_loop_follows_an_execution_from_any_event_to_its_end() -> None:
+    session = Task(title="Build").start_execution()
+    session.phases.enter(ExecutionPhase.EXECUTION)
+    follower = session.stream.follow(after=1)  # what is past is replayed first
+    session.complete("built")
+
+    told = [event async for event in follower]
+    assert [event.sequence for event in told] == list(range(2, len(told) + 2))
+    assert told[-1].event_type is EventType.EXECUTION_COMPLETED
+    assert follower.dropped == 0  # a slow reader is told what memory no longer held
 
 
 def test_a_callback_hears_of_the_coming_executions_too() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
+from vespera_exec.model.phases import PhaseRecord, closed, moved
 from vespera_exec.model.rows import Readers, iso, present, stamp
+from vespera_exec.model.values import copier
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,41 +18,11 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class PhaseRecord(NamedTuple):
-    """One stay in a phase. `exited_at`, `duration_seconds` (at work) and `outcome` are None while it lasts."""
-
-    phase: ExecutionPhase
-    entered_at: datetime
-    exited_at: datetime | None = None
-    duration_seconds: float | None = None
-    outcome: str | None = None
-    """"completed", "failed" (ERROR_HANDLING followed), "interrupted" (RECOVERY followed), or how all ended."""
-
-    def to_dict(self) -> dict[str, Json]:
-        return {
-            "phase": self.phase.value,
-            "entered_at": self.entered_at.isoformat(),
-            "exited_at": iso(self.exited_at),
-            "duration_seconds": self.duration_seconds,
-            "outcome": self.outcome,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Json]) -> PhaseRecord:
-        return cls(
-            ExecutionPhase(data["phase"]),
-            stamp(data["entered_at"]),
-            stamp(data["exited_at"]) if data.get("exited_at") else None,
-            data.get("duration_seconds"),
-            data.get("outcome"),
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifecycle:
     """Status, clock, phases and outcome. Only `evolve` makes a new one.
 
-    `active_seconds` and `paused_seconds` are as of the last status change; whoever shows a running
+    `active_seconds`, `paused_seconds` and `queue_seconds` are as of `clock_read_at`; whoever shows a running
     clock adds the time since. `outcome` is filled once, by the terminal event.
     """
 
@@ -76,6 +48,8 @@ class Lifecycle:
     active_seconds: float = 0.0
     paused_seconds: float = 0.0
     queue_seconds: float = 0.0
+    clock_read_at: datetime | None = None
+    """Of the last change of status, phase or owner."""
     current_phase: ExecutionPhase | None = None
     phase_entered_active: float = 0.0
     """`active_seconds` when the current phase was entered."""
@@ -99,14 +73,19 @@ class Lifecycle:
             case EventType.PHASE_CHANGE:
                 return self._entered(event)
             case EventType.OWNER_CHANGED:
-                return replace(
+                clock = mapping(event.details.get("clock"))
+                return _copy(
                     self,
                     owner=event.details["owner"],
                     generation=event.details["generation"],
+                    active_seconds=clock.get("active", self.active_seconds),
+                    paused_seconds=clock.get("paused", self.paused_seconds),
+                    queue_seconds=clock.get("queued", self.queue_seconds),
+                    clock_read_at=event.timestamp,
                     sequence=event.sequence,
                 )
             case EventType.CHECKPOINT_CREATED:
-                return replace(
+                return _copy(
                     self,
                     checkpoint=event.details["state"],
                     checkpoint_at=event.timestamp,
@@ -118,15 +97,15 @@ class Lifecycle:
     def _entered(self, event: ExecutionEvent) -> Lifecycle:
         clock = mapping(event.details.get("clock"))
         active = clock.get("active", self.active_seconds)
-        closed = self._closed(event, event.details.get("outcome") or "completed")
-        return replace(
+        return _copy(
             self,
             current_phase=event.phase,
             phase_entered_active=active,
-            phases=(*closed, PhaseRecord(_required(event.phase), event.timestamp)),
+            phases=moved(self.phases, event),
             active_seconds=active,
             paused_seconds=clock.get("paused", self.paused_seconds),
             queue_seconds=clock.get("queued", self.queue_seconds),
+            clock_read_at=event.timestamp,
             sequence=event.sequence,
         )
 
@@ -140,6 +119,7 @@ class Lifecycle:
             "active_seconds": clock.get("active", self.active_seconds),
             "paused_seconds": clock.get("paused", self.paused_seconds),
             "queue_seconds": clock.get("queued", self.queue_seconds),
+            "clock_read_at": at,
         }
         if (made := details.get("session")) is not None:
             changes |= self._made(made) | {"task_id": event.task_id, "created_at": at}
@@ -162,8 +142,8 @@ class Lifecycle:
             changes |= {"paused_at": None, "paused_from": None, "resumed_at": at}
         if new.is_terminal:
             changes |= {"completed_at": at, "current_phase": None, "outcome": details.get("outcome") or {}}
-            changes["phases"] = self._closed(event, new.value)
-        return replace(self, **changes)
+            changes["phases"] = closed(self.phases, event, new.value)
+        return _copy(self, **changes)
 
     def _made(self, made: Mapping[str, Json]) -> dict[str, Any]:
         """What the first change says of the session as such."""
@@ -179,14 +159,6 @@ class Lifecycle:
             "checkpoint": made.get("checkpoint"),
             "checkpoint_at": stamp(made["checkpoint_at"]) if made.get("checkpoint_at") else None,
         }
-
-    def _closed(self, event: ExecutionEvent, outcome: str) -> tuple[PhaseRecord, ...]:
-        """The phases with the current one ended."""
-        if not self.phases or self.phases[-1].exited_at is not None:
-            return self.phases
-        last = self.phases[-1]
-        duration = mapping(event.details.get("clock")).get("phase")
-        return (*self.phases[:-1], last._replace(exited_at=event.timestamp, duration_seconds=duration, outcome=outcome))
 
     def to_dict(self) -> dict[str, Json]:
         return {
@@ -212,6 +184,7 @@ class Lifecycle:
             "active_seconds": self.active_seconds,
             "paused_seconds": self.paused_seconds,
             "queue_seconds": self.queue_seconds,
+            "clock_read_at": iso(self.clock_read_at),
             "current_phase": self.current_phase.value if self.current_phase else None,
             "phase_entered_active": self.phase_entered_active,
             "phases": [phase.to_dict() for phase in self.phases],
@@ -233,6 +206,7 @@ def _phases(stored: list[Mapping[str, Json]]) -> tuple[PhaseRecord, ...]:
     return tuple(PhaseRecord.from_dict(each) for each in stored)
 
 
+_copy = copier(Lifecycle)
 _NAMES = tuple(each.name for each in fields(Lifecycle))
 _READERS: Readers = {
     "status": ExecutionStatus,
@@ -249,6 +223,7 @@ _READERS: Readers = {
             "resumed_at",
             "completed_at",
             "checkpoint_at",
+            "clock_read_at",
         ),
         stamp,
     ),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vespera_exec.model.enums import ExecutionStatus
-from vespera_exec.model.timing import HISTORY_LIMIT
+from vespera_exec.model.profile import PerformanceProfiler
+from vespera_exec.model.values import copier
 
 if TYPE_CHECKING:
     from vespera_exec.model.events import Json
     from vespera_exec.model.record import TaskRecord
     from vespera_exec.model.session import ExecutionSession
+
+
+_NOTHING_ENDED = PerformanceProfiler()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,34 +25,21 @@ class Recent:
     current: ExecutionSession | None = None
     last: ExecutionSession | None = None
     archive: tuple[ExecutionSession, ...] = ()
-    durations: tuple[float, ...] = ()
-    """Active seconds of the last ten that completed."""
-    phase_seconds: tuple[tuple[str, float], ...] = ()
-    """Seconds at work per phase, over all that ended while this was in memory."""
-
-    @property
-    def baseline(self) -> timedelta | None:
-        """The median of the durations; None without any."""
-        return timedelta(seconds=statistics.median(self.durations)) if self.durations else None
+    profiler: PerformanceProfiler = _NOTHING_ENDED
+    """What they took, of all that ended while this was in memory."""
 
     def after(self, session: ExecutionSession, limit: int) -> Recent:
         """When `session` has ended; `limit` ended ones are kept."""
-        life, phase_seconds = session.lifecycle, dict(self.phase_seconds)
-        for phase in life.phases:
-            if phase.duration_seconds is not None:
-                seconds = phase_seconds.get(phase.phase.value, 0.0) + phase.duration_seconds
-                phase_seconds[phase.phase.value] = round(seconds, 6)
-        durations = self.durations
-        if life.status is ExecutionStatus.COMPLETED:
-            durations = (*durations, life.active_seconds)[-HISTORY_LIMIT:]
-        return replace(
+        return copy(
             self,
             current=None,
             last=session,
             archive=(*self.archive, session)[-limit:],
-            durations=durations,
-            phase_seconds=tuple(phase_seconds.items()),
+            profiler=self.profiler.after(session.lifecycle),
         )
+
+
+copy = copier(Recent)
 
 
 def counted(record: TaskRecord, session: ExecutionSession) -> dict[str, Json]:

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 from vespera_exec.model.enums import ExecutionStatus
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from vespera_exec.model.events import Json
     from vespera_exec.model.lifecycle import Lifecycle
+    from vespera_exec.model.progress import Progress
 
 _AT_WORK = (
     ExecutionStatus.PREPARING,
     ExecutionStatus.VALIDATING,
     ExecutionStatus.RUNNING,
-    ExecutionStatus.RECOVERING,
     ExecutionStatus.COMPLETING,
     ExecutionStatus.CANCELLING,
 )
+_WAITING = (ExecutionStatus.PENDING, ExecutionStatus.RECOVERING)
 _DIGITS = 6  # a microsecond; readings are rounded like the facts, so that they never run backwards
 
 
@@ -40,7 +43,7 @@ class Stopwatch:
             return cls(active=now)
         return cls(
             paused=now if status is ExecutionStatus.PAUSED else None,
-            queued=now if status is ExecutionStatus.PENDING else None,
+            queued=now if status in _WAITING else None,
         )
 
     def active_seconds(self, life: Lifecycle, now: float) -> float:
@@ -60,3 +63,13 @@ class Stopwatch:
         if leaves_phase and life.current_phase is not None:
             shown["phase"] = round(self.active_seconds(life, now) - life.phase_entered_active, _DIGITS)
         return shown
+
+
+def unread_seconds(life: Lifecycle, progress: Progress, now: datetime) -> float:
+    """From the last reading of the clocks to the last event, as a later owner knows it by their stamps.
+
+    Never negative, nor beyond `now`, whatever the wall clock did in between.
+    """
+    if life.clock_read_at is None:
+        return 0.0
+    return max(0.0, (min(progress.updated_at, now) - life.clock_read_at).total_seconds())

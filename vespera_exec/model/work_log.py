@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vespera_exec.errors import InvalidInput, InvalidProgress, InvalidTransitionError
 from vespera_exec.model.enums import EventType, ExecutionPhase, MessageLevel, ProgressType
@@ -16,7 +16,8 @@ from vespera_exec.model.view import SessionView
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vespera_exec.model.events import ExecutionEvent, Json
+    from vespera_exec.model.enums import ExecutionStatus
+    from vespera_exec.model.events import Json
     from vespera_exec.model.progress import CustomMetric
 
 MAX_CHECKPOINT_BYTES = 256 * 1024
@@ -34,24 +35,7 @@ class WorkLog(SessionView):
         Raises:
             InvalidTransitionError: the execution has ended.
         """
-        with self._ledger:
-            life = self._life.value
-            self._refuse_after_the_end(f"phase {phase.value}")
-            if life.current_phase is phase:
-                return
-            now = self._ledger.clock.monotonic()
-            details: dict[str, Json] = {}
-            if life.current_phase is not None:
-                details = {"left": life.current_phase.value, "outcome": _OUTCOMES.get(phase, "completed")}
-            if clock := self._watch.value.reading(life, now, leaves_phase=True):
-                details["clock"] = clock
-                self._ledger.put(self._watch, Stopwatch.of(life.status, now))
-            self._record(
-                EventType.PHASE_CHANGE,
-                phase=phase,
-                message=message or f"Entered phase: {phase.value}",
-                details=details,
-            )
+        self.phases.enter(phase, message)
 
     def update_progress(
         self,
@@ -160,16 +144,39 @@ class WorkLog(SessionView):
         """
         with self._ledger:
             self._refuse_after_the_end("owner")
-            self._record(
-                EventType.OWNER_CHANGED, details={"owner": owner, "generation": self._life.value.generation + 1}
-            )
+            life, now = self._life.value, self._ledger.clock.monotonic()
+            details: dict[str, Json] = {"owner": owner, "generation": life.generation + 1}
+            # Or the next restore would count the time without an owner.
+            if clock := self._watch.value.reading(life, now):
+                details["clock"] = clock
+                self._ledger.put(self._watch, Stopwatch.of(life.status, now))
+            self._record(EventType.OWNER_CHANGED, details=details)
 
     # inside
 
-    def _record(self, event_type: EventType, **fields: Any) -> ExecutionEvent:
+    def _record(
+        self,
+        event_type: EventType,
+        *,
+        message: str = "",
+        phase: ExecutionPhase | None = None,
+        details: dict[str, Json] | None = None,
+        old_status: ExecutionStatus | None = None,
+        new_status: ExecutionStatus | None = None,
+        level: MessageLevel | None = None,
+    ) -> None:
         life = self._life.value
-        return self._ledger.record(
-            event_type, self._parts, task_id=life.task_id, execution_id=life.execution_id, **fields
+        self._ledger.record(
+            event_type,
+            self._parts,
+            task_id=life.task_id,
+            execution_id=life.execution_id,
+            message=message,
+            phase=phase,
+            details=details,
+            old_status=old_status,
+            new_status=new_status,
+            level=level,
         )
 
     def _annotate(
@@ -183,6 +190,3 @@ class WorkLog(SessionView):
         status = self._life.value.status
         if status.is_terminal:
             raise InvalidTransitionError(status.value, what, ())
-
-
-_OUTCOMES = {ExecutionPhase.ERROR_HANDLING: "failed", ExecutionPhase.RECOVERY: "interrupted"}

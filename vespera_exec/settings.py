@@ -48,6 +48,7 @@ class Settings:
     result_limit_bytes: int = 1024 * 1024
     output_limit_bytes: int = 8 * 1024 * 1024
     linger_ms: float = 2.0
+    retention_days: float = 0.0  # 0: nothing is ever removed
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, *, cwd: Path | None = None, **given: Any) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 
 import orjson
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
+from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel, ProgressType
 from vespera_exec.model.events import ExecutionEvent
-from vespera_exec.store.encoding import encode_event, micros, moment_of, with_cursor
+from vespera_exec.model.progress import Progress, ProgressState
+from vespera_exec.store.encoding import encode_event, encode_progress, micros, moment_of, with_cursor
 
 MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 
@@ -46,6 +48,47 @@ def test_what_json_cannot_hold_is_replaced_and_never_refused(strange: object) ->
     stored = orjson.loads(encode_event(event))
     assert stored["details"]["a"] == 1
     assert stored["task_id"] == "t"
+
+
+PERCENTAGES = {"current": st.floats(0, 100)}
+COUNTS = {
+    "progress_type": st.sampled_from([kind for kind in ProgressType if kind is not ProgressType.PERCENTAGE]),
+    "current": st.floats(0, 1e12),
+    "total": st.none() | st.floats(0, 1e12),
+}
+WORDS = {
+    "unit": st.text(max_size=4),
+    "message": st.text(max_size=9),
+    "details": st.dictionaries(st.text(max_size=4), st.none() | st.integers(0, 9) | st.text(max_size=4), max_size=2),
+    "updated_at": MOMENTS,
+}
+STATES = st.builds(ProgressState, **PERCENTAGES, **WORDS) | st.builds(ProgressState, **COUNTS, **WORDS)
+PARTS = {
+    "execution_id": st.text(min_size=1, max_size=9),
+    "overall": STATES,
+    "phases": st.dictionaries(st.sampled_from(ExecutionPhase), STATES, max_size=2),
+    "custom": st.dictionaries(st.text(max_size=4), STATES, max_size=2),
+    "reached": st.floats(0, 100),
+    "completed": st.booleans(),
+    "sequence": st.integers(0, 10**9),
+    "updated_at": MOMENTS,
+}
+
+
+@given(st.builds(Progress, **PARTS))
+def test_progress_comes_back_whole_though_its_defaults_are_not_stored(progress: Progress) -> None:
+    assert Progress.from_dict(orjson.loads(encode_progress(progress))) == progress
+
+
+def test_every_field_of_progress_is_among_those_that_come_back() -> None:
+    assert {each.name for each in fields(Progress)} == set(PARTS)
+    assert {each.name for each in fields(ProgressState)} == {*COUNTS, *WORDS}
+
+
+def test_strange_details_do_not_keep_progress_from_being_stored() -> None:
+    strange = ProgressState(current=5, message="\ud800", details={"strange": object()})
+    stored = Progress.from_dict(orjson.loads(encode_progress(Progress(execution_id="e", overall=strange))))
+    assert replace(stored.overall, message="", details={}) == replace(strange, message="", details={})
 
 
 @given(MOMENTS)

@@ -232,6 +232,25 @@ async def test_there_is_one_terminal_event_per_execution(path: Path) -> None:
         assert journal.head == 1
 
 
+async def test_a_decision_refused_in_the_midst_of_a_statement_leaves_nothing_of_itself(path: Path) -> None:
+    def ends(sequence: int) -> ExecutionEvent:
+        return ExecutionEvent(
+            event_type=EventType.STATUS_CHANGE, execution_id="e", sequence=sequence, new_status=ExecutionStatus.FAILED
+        )
+
+    async with Journal.open(path) as journal:
+        journal.append(batch("before", 1))
+        journal.append(Batch((event("e", 1), ends(2), ends(3), event("e", 4))))
+        journal.append(batch("after", 1))
+        with pytest.raises(Fenced):
+            await journal.sync()
+        assert journal.statistics().refused == 1
+        journal.append(batch("e", 1))
+        assert await journal.sync() == 3
+    kept = "SELECT e.cursor, s.name, e.sequence FROM events e JOIN streams s ON s.id = e.stream ORDER BY e.cursor"
+    assert rows(path, kept) == [(1, "before", 1), (2, "after", 1), (3, "e", 1)]
+
+
 async def test_an_older_owner_is_fenced_off(path: Path) -> None:
     def owned(generation: int) -> Lifecycle:
         return Lifecycle(

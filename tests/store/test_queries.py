@@ -224,7 +224,8 @@ async def test_a_successor_counts_on_after_the_last_event_even_if_it_changed_not
         for _ in range(5):
             session.note(MessageLevel.INFO, "only a note")
         await store.journal.sync()
-        ((life, progress),) = await store.queries.unfinished()
+        (left,) = await store.queries.unfinished()
+        life, progress = left.lifecycle, left.progress
         assert life.execution_id == session.session_id
         record = await store.queries.get_task(session.task_id)
         assert record is not None

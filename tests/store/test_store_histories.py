@@ -144,9 +144,9 @@ class Histories(RuleBasedStateMachine):
             record = self.portal.call(self.queries.get_task, task_id)
             assert record is not None
             self.made[task_id] = Task.restored(record, sink=self.journal)
-        for life, progress in self.portal.call(self.queries.unfinished):
-            task = self.made[life.task_id]
-            task.execution.adopt(ExecutionSession.restored(life, progress, ledger=task.ledger))
+        for left in self.portal.call(self.queries.unfinished):
+            task = self.made[left.lifecycle.task_id]
+            task.execution.adopt(ExecutionSession.restored(left.lifecycle, left.progress, ledger=task.ledger))
 
     @invariant()
     def stored_is_decided(self) -> None:

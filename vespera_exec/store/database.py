@@ -1,9 +1,11 @@
-"""The database file: opened for its one writer, brought up to date, checked, and its faults named."""
+"""The database file: known for ours, opened for its one writer, brought up to date, and its faults named."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -13,10 +15,15 @@ from vespera_exec.errors import Conflict, Fenced, StoreDamaged, StoreError, Stor
 if TYPE_CHECKING:
     from pathlib import Path
 
+APPLICATION_ID = 0x56455350
+"""Marks a file as ours, also for `file(1)`: "VESP"."""
 BUSY_MS = 5000
 JOURNAL_SIZE_LIMIT = 16 * 1024 * 1024
 """What is left of the WAL file after a reset, in bytes."""
 
+_UNREADABLE = "Could not decode to UTF-8"  # how the sqlite3 module says it; SQLite has no code for it
+_MARKED_SINCE = 2
+_OUR_TABLES = {"meta", "streams", "events"}
 _REFUSALS = {sqlite3.SQLITE_CONSTRAINT}
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _PASSING = {
@@ -35,7 +42,7 @@ def open_for_writing(database: Path) -> sqlite3.Connection:
     """The write connection: WAL, FULL, autocommit, migrated; checked where the last owner did not close it.
 
     Raises:
-        StoreUnavailable: it cannot be created, opened or written.
+        StoreUnavailable: it cannot be created, opened or written, or is another program's; that one stays as it is.
         StoreDamaged: it is no database, or the check found damage.
         StoreTooNew: a newer version wrote it.
     """
@@ -47,6 +54,8 @@ def open_for_writing(database: Path) -> sqlite3.Connection:
             f"cannot open {database}: {fault.strerror}", hint="check its permissions, or name another VESPERA_DATA_DIR"
         ) from fault
     try:
+        with closing(open_untouched(database)) as looked_at:
+            check_ours(looked_at, database)
         connection = sqlite3.connect(database, isolation_level=None, cached_statements=256)
         try:
             return _prepared(connection, database)
@@ -65,9 +74,50 @@ def open_for_reading(database: Path) -> sqlite3.Connection:
     return connection
 
 
+def open_untouched(database: Path) -> sqlite3.Connection:
+    """A connection that changes no byte of the file nor of its WAL. Only while nobody writes it."""
+    try:
+        in_wal = database.with_name(f"{database.name}-wal").stat().st_size > 0
+    except OSError:
+        in_wal = False
+    # A WAL counts as part of the file. Without one, not even an index for it is made beside the file.
+    how = "mode=ro" if in_wal else "mode=ro&immutable=1"
+    return sqlite3.connect(f"{database.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+
+
+def check_ours(connection: sqlite3.Connection, database: Path) -> int:
+    """The format of our database; 0 of an empty file, which may become one.
+
+    Raises:
+        StoreUnavailable: another program made it.
+        StoreTooNew: a newer version wrote it.
+        StoreDamaged: it is ours, and says so no more in full.
+    """
+    (mark,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    ours = tables >= _OUR_TABLES
+    if not ours and (tables or mark not in (0, APPLICATION_ID)):
+        raise StoreUnavailable(
+            f"{database} belongs to another program", hint="name another folder in VESPERA_DATA_DIR; it was not touched"
+        )
+    known = len(migrations())
+    if version > known:
+        raise StoreTooNew(f"{database} was written by a newer version (format {version}, known: {known})")
+    if bool(version) != ours or (mark != APPLICATION_ID and (mark or version >= _MARKED_SINCE)):
+        raise StoreDamaged(f"{database} is damaged: its header does not fit its tables")
+    return version
+
+
 def mark_clean(connection: sqlite3.Connection, *, clean: bool) -> None:
     """Whether the owner has closed it, so that the next one knows if it must look for damage."""
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('clean', ?)", ("1" if clean else "0",))
+
+
+def removed_to(connection: sqlite3.Connection) -> int:
+    """The highest cursor that retention has removed; 0 where nothing was."""
+    found = connection.execute("SELECT value FROM meta WHERE key = 'removed_to'").fetchone()
+    return int(found[0]) if found else 0
 
 
 def is_refusal(fault: sqlite3.Error) -> bool:
@@ -89,7 +139,7 @@ def refusal(fault: Exception) -> VesperaError:
 def named(fault: sqlite3.Error, database: Path | str) -> StoreError:
     """The error that says what is wrong with the file, and what to do. Clients see it: give them a name, no path."""
     code = _code(fault)
-    if code in _DAMAGE:
+    if code in _DAMAGE or (code is None and _UNREADABLE in str(fault)):
         return StoreDamaged(f"{database} is damaged or no database: {fault}")
     if code == sqlite3.SQLITE_FULL:
         return StoreUnavailable(
@@ -108,17 +158,16 @@ def _code(fault: sqlite3.Error) -> int | None:
 
 def _prepared(connection: sqlite3.Connection, database: Path) -> sqlite3.Connection:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    migrations = _migrations()
-    if version > len(migrations):
-        raise StoreTooNew(f"{database} was written by a newer version (format {version}, known: {len(migrations)})")
+    version = check_ours(connection, database)
     if version:
         _check(connection, database)
+    # Takes effect in a new file only, before its first page is written.
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}")
-    for number, script in enumerate(migrations[version:], start=version + 1):
+    for number, script in enumerate(migrations()[version:], start=version + 1):
         try:
             connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
         finally:
@@ -140,7 +189,9 @@ def _check(connection: sqlite3.Connection, database: Path) -> None:
         raise StoreDamaged(f"{database} is damaged: {'; '.join(found)[:300]}")
 
 
-def _migrations() -> list[str]:
+@cache
+def migrations() -> list[str]:
+    """The scripts that lead from one format to the next, the first from nothing."""
     folder = resources.files("vespera_exec.store").joinpath("migrations")
     files = sorted((each for each in folder.iterdir() if each.name.endswith(".sql")), key=lambda each: each.name)
     return [each.read_text(encoding="utf-8") for each in files]

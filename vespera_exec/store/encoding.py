@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from vespera_exec.model.enums import ProgressType
 from vespera_exec.model.jsonable import jsonable
 
 if TYPE_CHECKING:
     from vespera_exec.model.events import ExecutionEvent, Json
+    from vespera_exec.model.progress import Progress, ProgressState
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+"""What decoding bytes that a disk has changed can come to."""
 
 
 def encode_event(event: ExecutionEvent) -> bytes:
@@ -36,10 +40,26 @@ def encode_event(event: ExecutionEvent) -> bytes:
         "level": event.level,
         "sequence": event.sequence,
     }
-    try:
-        return orjson.dumps(message)
-    except TypeError:
-        return orjson.dumps(jsonable(message))
+    return encode(message)
+
+
+def encode_progress(progress: Progress) -> bytes:
+    """What `Progress.from_dict` reads, without what it puts there by itself: most of it, mostly."""
+    document: dict[str, Json] = {
+        "execution_id": progress.execution_id,
+        "overall": _measured(progress.overall),
+        "reached": progress.reached,
+        "sequence": progress.sequence,
+    }
+    if progress.phases:
+        document["phases"] = {phase._value_: _measured(state) for phase, state in progress.phases.items()}
+    if progress.custom:
+        document["custom"] = {name: _measured(state) for name, state in progress.custom.items()}
+    if progress.completed:
+        document["completed"] = True
+    if progress.updated_at != progress.overall.updated_at:
+        document["updated_at"] = progress.updated_at
+    return encode(document)
 
 
 def encode(value: Json) -> bytes:
@@ -48,6 +68,19 @@ def encode(value: Json) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         return orjson.dumps(jsonable(value))
+
+
+def _measured(state: ProgressState) -> dict[str, Json]:
+    document: dict[str, Json] = {"current": state.current, "message": state.message, "updated_at": state.updated_at}
+    if state.progress_type is not ProgressType.PERCENTAGE:
+        document["type"] = state.progress_type
+    if state.total is not None:
+        document["total"] = state.total
+    if state.unit:
+        document["unit"] = state.unit
+    if state.details:
+        document["details"] = dict(state.details)
+    return document
 
 
 def with_cursor(body: bytes, cursor: int) -> bytes:

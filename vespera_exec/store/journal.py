@@ -9,7 +9,7 @@ import time
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 import anyio
 
@@ -17,6 +17,7 @@ from vespera_exec.errors import StoreError, StoreUnavailable, VesperaError
 from vespera_exec.store.writer import Decision, Sample, Writer, prepared
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import AsyncGenerator, Callable, Sequence
     from pathlib import Path
 
@@ -34,6 +35,7 @@ _SAMPLES_WAITING = 2000
 _REFUSALS_KEPT = 256
 _log = logging.getLogger(__name__)
 _Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ _Waiting = tuple[Decision, object]
 """A decision, and the asyncio task that made it, or None."""
 _Syncer = tuple[int, object, asyncio.Future[int]]
 """The ticket that it waits for, who it is, and how it is told."""
+_Job = tuple["Callable[[sqlite3.Connection], Any]", asyncio.Future[Any]]
 
 
 class Journal:
@@ -85,6 +88,7 @@ class Journal:
         self._lock = threading.Lock()
         self._queue: list[_Waiting] = []
         self._samples: list[Sample] = []
+        self._jobs: deque[_Job] = deque()
         self._appended = 0
         self._refused: dict[object, VesperaError] = {}
         self._wake = threading.Event()
@@ -199,6 +203,24 @@ class Journal:
             # Whoever else waits in this turn of the loop joins the same commit.
             self._shipping = True
             self._loop.call_soon(self._ship)
+        return await future
+
+    async def perform(self, job: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """What `job` returns. It runs in the writer's thread between two groups, and commits what it begins.
+
+        Groups wait meanwhile, so a long job is several short ones. Only on the loop that opened the journal.
+        Cancelling the wait does not stop a job that has been taken.
+
+        Raises:
+            StoreError: the journal is closed, or SQLite refused; what the job had not committed is undone.
+        """
+        future: asyncio.Future[_Result] = self._loop.create_future()
+        with self._lock:
+            if self._broken is not None:
+                raise _again(self._broken)
+            self._jobs.append((job, future))
+        self._hurry.set()
+        self._wake.set()
         return await future
 
     def limit_pages(self, pages: int) -> None:
@@ -325,6 +347,7 @@ class Journal:
                 continue
             group, delay, self._fault = [], 0.0, None
             self._tidy(writer)
+            self._perform_next(writer)
             if last:
                 return
 
@@ -363,6 +386,22 @@ class Journal:
             self._counts.largest_group = max(self._counts.largest_group, len(group))
             self._tell(self._group_settled, written.events, ticket, refused)
 
+    def _perform_next(self, writer: Writer) -> None:
+        """One job, so that a group comes after it."""
+        with self._lock:
+            if not self._jobs:
+                return
+            job, future = self._jobs.popleft()
+            if self._jobs:
+                self._hurry.set()
+                self._wake.set()
+        try:
+            result = writer.perform(job)
+        except Exception as fault:  # noqa: BLE001 - it belongs to whoever waits for the job
+            self._tell(_settle, future, None, fault)
+        else:
+            self._tell(_settle, future, result, None)
+
     def _obstructed(self, fault: StoreUnavailable) -> None:
         if self._fault is None:
             _log.error("The log cannot be written: %s", fault)
@@ -373,6 +412,9 @@ class Journal:
         """Nothing can be appended any more; the first reason counts."""
         with self._lock:
             self._broken = self._broken or fault
+            jobs, self._jobs = self._jobs, deque()
+        for _, future in jobs:
+            self._tell(_settle, future, None, _again(fault))
         self._tell(self._set_opened, fault)
         self._tell(self._fail_syncers, fault)
 
@@ -393,6 +435,15 @@ class Journal:
     def _tell(self, call: Callable[[*_Arguments], object], *arguments: *_Arguments) -> None:
         with suppress(RuntimeError):  # the loop is gone, and with it whoever would listen
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _settle(future: asyncio.Future[Any], result: object, fault: Exception | None) -> None:
+    if future.done():
+        return
+    if fault is not None:
+        future.set_exception(fault)
+    else:
+        future.set_result(result)
 
 
 def _again(error: StoreError) -> StoreError:

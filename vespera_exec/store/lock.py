@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import time
+import uuid
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,8 @@ class Owner:
     """Who holds a data directory.
 
     `start_ticks` (clock ticks since boot) with `boot_id` tell this process from a later one with the same
-    pid; both are None where the system has no /proc. `since` is ISO 8601, UTC.
+    pid; both are None where the system has no /proc. `since` is ISO 8601, UTC. `id` names it in the log, as no
+    other is named.
     """
 
     pid: int
@@ -49,6 +51,14 @@ class Owner:
     since: str
     start_ticks: int | None = None
     boot_id: str | None = None
+    id: str = ""
+
+    @property
+    def is_alive(self) -> bool:
+        """The process is still there, and no later one with its pid."""
+        if self.boot_id != _boot_id():
+            return False
+        return self.start_ticks is not None and self.start_ticks == _start_ticks(str(self.pid))
 
 
 class OwnerLock:
@@ -126,6 +136,37 @@ def read_owner(data_dir: Path) -> Owner | None:
         os.close(descriptor)
 
 
+def last_owner(data_dir: Path) -> Owner | None:
+    """Who took the directory last, gone or not; None where the row is missing or half written."""
+    try:
+        descriptor = os.open(data_dir / paths.LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return _read_row(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def locked_by(data_dir: Path) -> list[int]:
+    """The processes that the kernel says hold the lock, ours or not; empty where it does not tell."""
+    try:
+        seen = (data_dir / paths.LOCK).lstat()
+        lines = Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
+    inode = f"{os.major(seen.st_dev):02x}:{os.minor(seen.st_dev):02x}:{seen.st_ino}"
+    held = [line.split() for line in lines if "->" not in line and inode in line]
+    return [int(fields[4]) for fields in held if fields[1] == "FLOCK" and fields[5] == inode]
+
+
+def what_to_do(owner: Owner) -> str:
+    """How somebody else gets the directory that `owner` holds."""
+    return _WHAT_TO_DO.get(owner.purpose, "end that process, or wait for it")
+
+
 def _open(data_dir: Path) -> int:
     try:
         return os.open(data_dir / paths.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -155,7 +196,7 @@ def _in_use(data_dir: Path, owner: Owner | None) -> DataDirectoryInUse:
         return DataDirectoryInUse(f"{data_dir} is in use by another process", hint="end it, or wait for it")
     return DataDirectoryInUse(
         f"{data_dir} is in use by process {owner.pid} ({owner.purpose}, since {owner.since})",
-        hint=_WHAT_TO_DO.get(owner.purpose, "end that process, or wait for it"),
+        hint=what_to_do(owner),
     )
 
 
@@ -182,13 +223,15 @@ def _this_process(purpose: Purpose) -> Owner:
         since=datetime.now(UTC).isoformat(timespec="milliseconds"),
         start_ticks=_start_ticks(),
         boot_id=_boot_id(),
+        id=f"{purpose}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
     )
 
 
-def _start_ticks() -> int | None:
+def _start_ticks(pid: str = "self") -> int | None:
     try:
-        stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
-        return int(stat.rpartition(")")[2].split()[19])
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        fields = stat.rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else int(fields[19])  # a zombie has ended
     except (OSError, ValueError, IndexError):
         return None
 

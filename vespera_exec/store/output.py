@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import struct
 import threading
 from contextlib import asynccontextmanager, suppress
@@ -36,6 +37,8 @@ _FRAME = struct.Struct(">cI")
 _STREAMS = {"stdout": b"o", "stderr": b"e"}
 _END = b"."
 _LINGER_SECONDS = 0.05
+_OWED_SECONDS = 1.0
+"""How often it is tried to state a loss for which there was no room."""
 _BUFFER = 1024 * 1024
 _SEGMENTS = 16
 _SMALLEST_SEGMENT = 64
@@ -53,6 +56,7 @@ class OutputFiles:
         self._mask = tuple(mask)
         self._open: set[Output] = set()
         self._dirty: set[Output] = set()
+        self._owing: set[Output] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -81,23 +85,35 @@ class OutputFiles:
             self._open.add(output)
         return output
 
+    def remove(self, execution_id: str) -> None:
+        """Delete what an ended execution has written; nothing where there is nothing."""
+        try:
+            shutil.rmtree(self._folder / _safe(execution_id))
+        except FileNotFoundError:
+            pass
+        except OSError as fault:
+            _log.warning("The output of %s could not be deleted: %s", execution_id, fault)
+
     def _changed(self, output: Output) -> None:
         with self._lock:
             if output.closed:
                 self._open.discard(output)
                 self._dirty.discard(output)
+                if not output.state_loss():
+                    self._owing.add(output)
                 return
             self._dirty.add(output)
         self._wake.set()
 
     def _write_on(self) -> None:
         while True:
-            self._wake.wait()
+            self._wake.wait(_OWED_SECONDS if self._owing else None)
             if self._closing.wait(_LINGER_SECONDS):
                 return
             self._wake.clear()
             with self._lock:
                 dirty, self._dirty = self._dirty, set()
+                self._owing = {output for output in self._owing if not output.state_loss()}
             for output in dirty:
                 output.flush()
 
@@ -105,7 +121,8 @@ class OutputFiles:
 class Output:
     """One execution's output. `write` takes a few microseconds, from any thread, and never fails.
 
-    What the disk will not take is dropped and counted, like what exceeds the limit.
+    What the disk will not take is dropped and counted, like what exceeds the limit. `lost_bytes` are those that
+    the disk did not take; the record itself states them as soon as there is room for a header of 20 bytes.
     """
 
     def __init__(
@@ -124,6 +141,7 @@ class Output:
         self._file: int | None = None
         self._room = 0
         self._disk_refused = False
+        self.lost_bytes = 0
         self.closed = False
 
     def write(self, stream: str, data: bytes) -> None:
@@ -152,10 +170,27 @@ class Output:
             self.closed = True
         with self._writing:
             self._flush(last=True)
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            self._finish()
+        if self.lost_bytes:
+            _log.warning("The disk did not take %d bytes of the output in %s", self.lost_bytes, self._folder.name)
         self._changed(self)
+
+    def state_loss(self) -> bool:
+        """Whether the record of a closed output says what is missing; tries to write it where it does not yet."""
+        with self._writing:
+            if self._disk_refused:
+                self._finish()
+            return not self._disk_refused
+
+    def _finish(self) -> None:
+        """Write that it is all. Where the disk refused the last part, a segment that begins after it says how much."""
+        if self._disk_refused:
+            self._begin_segment()
+        if self._file is not None:
+            self._append(_FRAME.pack(_END, 0))
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def _flush(self, *, last: bool) -> None:
         with self._lock:
@@ -167,27 +202,27 @@ class Output:
             begin = 0
             while begin < len(data):
                 begin += self._put(tag, data[begin : begin + _MAX_FRAME])
-        if last and self._file is not None:
-            self._append(_FRAME.pack(_END, 0))
 
     def _put(self, tag: bytes, data: bytes) -> int:
         """Write as much of `data` as the segment has room for; returns how much that was."""
         if self._room <= _FRAME.size:
             self._begin_segment()
         data = data[: max(1, self._room - _FRAME.size)]
-        self._append(_FRAME.pack(tag, len(data)) + data)
+        kept = self._append(_FRAME.pack(tag, len(data)) + data) - _FRAME.size
+        self.lost_bytes += len(data) - max(0, kept)
         self._written[tag] += len(data)
         return len(data)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes) -> int:
+        """How many bytes the disk took."""
         self._room -= len(data)
-        if self._file is None:
-            return
+        written = 0
         try:
-            while data:
-                data = data[os.write(self._file, data) :]
+            while self._file is not None and written < len(data):
+                written += os.write(self._file, data[written:])
         except OSError as fault:
             self._refused(fault)
+        return written
 
     def _begin_segment(self) -> None:
         if self._file is not None:
@@ -202,14 +237,17 @@ class Output:
             number = numbers[-1] + (2 if self._disk_refused else 1) if numbers else 0
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._file = os.open(self._folder / str(number), flags, 0o600)
-            numbers.append(number)
             self._disk_refused = False
+            header = _HEADER.pack(_MAGIC, self._written[b"o"], self._written[b"e"])
+            if self._append(header) < len(header):
+                # Left there, it would in the end crowd out what has been kept.
+                (self._folder / str(number)).unlink(missing_ok=True)
+                return
+            numbers.append(number)
             while len(numbers) > _SEGMENTS:
                 (self._folder / str(numbers.pop(_SEGMENTS // 2))).unlink(missing_ok=True)
         except OSError as fault:
             self._refused(fault)
-            return
-        self._append(_HEADER.pack(_MAGIC, self._written[b"o"], self._written[b"e"]))
 
     def _go_on(self) -> list[int]:
         """Where an earlier owner of this execution stopped."""

@@ -7,7 +7,7 @@ import binascii
 import sqlite3
 import zlib
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
@@ -23,12 +23,12 @@ from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
 from vespera_exec.store import database
-from vespera_exec.store.encoding import micros, moment_of, with_cursor
+from vespera_exec.store.encoding import UNREADABLE, micros, moment_of, with_cursor
 from vespera_exec.store.feed import StoredEvent
 from vespera_exec.store.writer import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Collection, Generator, Iterable, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -59,6 +59,16 @@ class TaskRow:
     execution_id: str | None
     execution_status: ExecutionStatus | None
     percentage: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """An execution that has not ended, with its task. `request` is the body of the run's `RequestRecord`, or None."""
+
+    task: TaskRecord
+    lifecycle: Lifecycle
+    progress: Progress
+    request: bytes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +140,13 @@ class Queries:
 
     async def get_task(self, task_id: str) -> TaskRecord | None:
         rows = await self._rows("SELECT t.doc FROM streams s JOIN tasks t ON t.id = s.id WHERE s.name = ?", task_id)
-        return TaskRecord.from_dict(orjson.loads(rows[0][0])) if rows else None
+        with self._decoding():
+            return TaskRecord.from_dict(orjson.loads(rows[0][0])) if rows else None
 
     async def get_execution(self, execution_id: str) -> tuple[Lifecycle, Progress] | None:
         rows = await self._rows(f"{_EXECUTIONS} WHERE s.name = ?", execution_id)
-        return _execution(rows[0]) if rows else None
+        with self._decoding():
+            return _execution(rows[0]) if rows else None
 
     async def get_result(self, execution_id: str) -> ResultRecord | None:
         rows = await self._rows(
@@ -145,21 +157,18 @@ class Queries:
         body, truncated = rows[0]
         return ResultRecord(execution_id=execution_id, body=body, truncated=bool(truncated))
 
-    async def get_request(self, run_id: str) -> bytes | None:
-        """The body of the run's `RequestRecord`, or None."""
-        rows = await self._rows("SELECT r.body FROM streams s JOIN requests r ON r.id = s.id WHERE s.name = ?", run_id)
-        return rows[0][0] if rows else None
-
     async def find_idempotent(self, principal: str, operation: str, key: str) -> IdempotencyRecord | None:
         """What this principal's key has been used for, or None."""
         rows = await self._rows(
-            "SELECT task_id, run_id FROM idempotency WHERE principal = ? AND operation = ? AND key = ?",
+            "SELECT task_id, run_id, digest FROM idempotency WHERE principal = ? AND operation = ? AND key = ?",
             principal, operation, key,
         )  # fmt: skip
         if not rows:
             return None
-        task_id, run_id = rows[0]
-        return IdempotencyRecord(principal=principal, key=key, operation=operation, task_id=task_id, run_id=run_id)
+        task_id, run_id, digest = rows[0]
+        return IdempotencyRecord(
+            principal=principal, key=key, operation=operation, task_id=task_id, run_id=run_id, digest=digest
+        )
 
     async def locate(self, given: str) -> tuple[str, str | None] | None:
         """`(task_id, execution_id)` of an id or of its beginning (at least six characters); None when unknown.
@@ -192,12 +201,17 @@ class Queries:
     async def attempts_of(self, run_id: str) -> list[tuple[Lifecycle, Progress]]:
         """The attempts of a run, first to last."""
         rows = await self._rows(f"{_EXECUTIONS} WHERE e.run = ? ORDER BY e.attempt", run_id)
-        return [_execution(row) for row in rows]
+        with self._decoding():
+            return [_execution(row) for row in rows]
 
-    async def unfinished(self) -> list[tuple[Lifecycle, Progress]]:
+    async def unfinished(self) -> list[Unfinished]:
         """What the last owner left, oldest first."""
-        rows = await self._rows(f"{_EXECUTIONS} WHERE e.ended = 0 ORDER BY e.id")
-        return [_execution(row) for row in rows]
+        rows = await self._rows(_UNFINISHED)
+        with self._decoding():
+            return [
+                Unfinished(TaskRecord.from_dict(orjson.loads(task)), *_execution(row), request)
+                for *row, task, request in rows
+            ]
 
     async def list_tasks(
         self,
@@ -244,15 +258,16 @@ class Queries:
             f"LEFT JOIN progress p ON p.id = e.id {where} ORDER BY {key} DESC, t.id DESC LIMIT ?",
             *where.values, limit + 1,
         )  # fmt: skip
-        items = [
-            TaskRow(
-                TaskRecord.from_dict(orjson.loads(doc)),
-                execution_id,
-                ExecutionStatus(execution_status) if execution_status else None,
-                percentage,
-            )
-            for _, _, doc, execution_id, execution_status, percentage in rows[:limit]
-        ]
+        with self._decoding():
+            items = [
+                TaskRow(
+                    TaskRecord.from_dict(orjson.loads(doc)),
+                    execution_id,
+                    ExecutionStatus(execution_status) if execution_status else None,
+                    percentage,
+                )
+                for _, _, doc, execution_id, execution_status, percentage in rows[:limit]
+            ]
         return Page(items, _token(rows, limit, f"tasks:{sort}"), total)
 
     # numbers
@@ -341,16 +356,32 @@ class Queries:
         )  # fmt: skip
         return self._stored(rows)
 
+    async def removed_to(self) -> int:
+        """The highest cursor that retention has removed, 0 where nothing was: from before it, the log has gaps."""
+        rows = await self._rows("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'removed_to'")
+        return rows[0][0] if rows else 0
+
     # inside
 
     def _stored(self, rows: Iterable[tuple[Any, ...]]) -> list[StoredEvent]:
         events: list[StoredEvent] = []
         for cursor, sequence, kind, checksum, body, name, task in rows:
-            if zlib.crc32(body) != checksum:
+            if not isinstance(body, bytes) or zlib.crc32(body) != checksum:
                 raise StoreDamaged(f"event {cursor} in {self._name} does not match its checksum")
             execution_id = name if name != task else None
             events.append(StoredEvent(cursor, kind, task, execution_id, sequence, with_cursor(body, cursor)))
         return events
+
+    @contextmanager
+    def _decoding(self) -> Generator[None]:
+        """
+        Raises:
+            StoreDamaged: what was read is not what anybody wrote.
+        """
+        try:
+            yield
+        except UNREADABLE as fault:
+            raise StoreDamaged(f"a row in {self._name} cannot be read: {fault!r:.80}") from fault
 
     async def _count(self, table: str, where: _Where) -> int:
         rows = await self._rows(f"SELECT count(*) FROM {table} {where}", *where.values)
@@ -385,6 +416,12 @@ def percentile(ordered: Sequence[float], percent: float) -> float | None:
 
 _EXECUTIONS = (
     "SELECT e.doc, p.doc, s.name FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
+)
+_UNFINISHED = (
+    "SELECT e.doc, p.doc, s.name, t.doc, r.body FROM executions e JOIN streams s ON s.id = e.id "
+    "JOIN tasks t ON t.id = e.task LEFT JOIN progress p ON p.id = e.id "
+    "LEFT JOIN streams first ON first.name = e.run LEFT JOIN requests r ON r.id = first.id "
+    "WHERE e.ended = 0 ORDER BY e.id"
 )
 _EVENTS = (
     "SELECT e.cursor, e.sequence, e.type, e.checksum, e.body, s.name, t.name "

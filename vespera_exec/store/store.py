@@ -6,26 +6,35 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+import anyio
+
 from vespera_exec import paths
+from vespera_exec.store.backup import BackupReport, back_up
 from vespera_exec.store.feed import Feed, StoredEvent
 from vespera_exec.store.journal import Journal
 from vespera_exec.store.output import Output, OutputFiles
 from vespera_exec.store.queries import Queries
+from vespera_exec.store.retention import RetentionReport, remove_ended
+from vespera_exec.store.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from datetime import datetime
+    from pathlib import Path
 
     from vespera_exec.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Journal, feed, queries and outputs of one data directory. Its owner holds the `OwnerLock` meanwhile."""
+    """Journal, feed, queries, outputs and upkeep of one data directory. Its owner holds the `OwnerLock` meanwhile."""
 
+    database: Path
     journal: Journal
     feed: Feed
     queries: Queries
     outputs: OutputFiles
+    upkeep: Upkeep
 
     @classmethod
     @asynccontextmanager
@@ -50,7 +59,26 @@ class Store:
             OutputFiles.open(settings.data_dir, limit_bytes=settings.output_limit_bytes, mask=mask) as outputs,
         ):
             feed = Feed(queries, head=journal.head)
-            yield cls(journal, feed, queries, outputs)
+            upkeep = Upkeep(settings.database, journal, outputs, retention_days=settings.retention_days)
+            yield cls(settings.database, journal, feed, queries, outputs, upkeep)
+
+    async def backup(self, path: Path, *, overwrite: bool = False) -> BackupReport:
+        """Copy the database to the file `path` while it is written; outputs are files and are not in it.
+
+        Every event that was acknowledged before the call is in the copy. A cancelled call ends with the copying.
+
+        Raises:
+            InvalidInput, Conflict, StoreUnavailable, StoreDamaged: as `backup.back_up`; `path` is as it was.
+        """
+        return await anyio.to_thread.run_sync(lambda: back_up(self.database, path, overwrite=overwrite))
+
+    async def remove_ended(self, *, before: datetime) -> RetentionReport:
+        """Remove the runs, and the tasks with them, that ended before `before`; see `retention`.
+
+        Raises:
+            StoreError: the database cannot be read or written; what is left is removed by a later call.
+        """
+        return await remove_ended(self.database, self.journal, self.outputs, before=before)
 
     def open_output(self, execution_id: str) -> Output:
         """Where the engine keeps what an execution writes; closed by the engine."""

@@ -19,16 +19,18 @@ from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
 from vespera_exec.store import database
-from vespera_exec.store.encoding import encode, encode_event, micros, with_cursor
+from vespera_exec.store.encoding import encode, encode_event, encode_progress, micros, with_cursor
 from vespera_exec.store.feed import StoredEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
     from pathlib import Path
 
 _REMEMBERED = 8192
 _READERS_WAIT_MS = 50
+_JOB_PAGES = 64
+"""What a job may write beside the rows that it changes."""
 _CHUNKS = (64, 16, 4, 1)
 _log = logging.getLogger(__name__)
 
@@ -44,16 +46,12 @@ class Sample(NamedTuple):
     value: float
 
 
-# A plain tuple: one is made for every event.
+# Plain tuples: one of each is made for every event and append.
 _Fact = tuple[str, str, str | None, int, str, int | None, bool, int, bytes]
 """Stream, task, execution, sequence, type, stamp, whether it ends the execution, checksum, body."""
 
-
-class Decision(NamedTuple):
-    """A batch, its events encoded."""
-
-    facts: list[_Fact]
-    rows: tuple[Row, ...]
+Decision = tuple[list[_Fact], tuple[Row, ...]]
+"""A batch: its events encoded, and its rows."""
 
 
 def prepared(batch: Batch) -> Decision:
@@ -76,7 +74,7 @@ def prepared(batch: Batch) -> Decision:
                 body,
             )
         )
-    return Decision(facts, batch.rows)
+    return facts, batch.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +158,21 @@ class Writer:
             return 0
         self._pages += 4 + len(rows) // 30
         return len(rows)
+
+    def perform(self, job: Callable[[sqlite3.Connection], Any]) -> Any:
+        """What `job` returns of the write connection. What it leaves uncommitted is undone.
+
+        Raises:
+            StoreError: as SQLite said.
+        """
+        before = self._db.total_changes
+        try:
+            return job(self._db)
+        except sqlite3.Error as fault:
+            raise database.named(fault, self._path.name) from fault
+        finally:
+            self._roll_back()
+            self._pages += _JOB_PAGES + self._db.total_changes - before
 
     def checkpoint(self, mode: str = "PASSIVE") -> int:
         """Move what is committed into the database file; returns the pages that a reader kept in the WAL.
@@ -266,32 +279,33 @@ class Writer:
 
     def _put(self, decisions: Sequence[Decision]) -> list[StoredEvent]:
         rows = _Rows()
+        events, stored = rows.events, rows.stored
+        streams, sequences = self._streams, self._sequences
         cursor = self._cursor
-        for decision in decisions:
-            for stream_name, task_id, execution_id, sequence, kind, at, ends, checksum, body in decision.facts:
-                stream = self._streams.get(stream_name) or self._stream(rows, stream_name, task_id)
-                last = self._sequences.get(stream)
+        for facts, states in decisions:
+            for name, task_id, execution_id, sequence, kind, at, ends, checksum, body in facts:
+                stream = streams.get(name) or self._stream(rows, name, task_id)
+                last = sequences.get(stream)
                 if sequence != (self._last_sequence(stream) if last is None else last) + 1:
                     raise Fenced(
-                        f"Event {sequence} of {stream_name} does not follow the last one, {self._sequences[stream]}",
+                        f"Event {sequence} of {name} does not follow the last one, {sequences[stream]}",
                         hint="another owner continued this log; read its state again",
                     )
-                self._sequences[stream] = sequence
+                sequences[stream] = sequence
                 cursor += 1
-                rows.events.append((cursor, stream, sequence, kind, at, ends, checksum, body))
-                rows.stored.append(
-                    StoredEvent(cursor, kind, task_id, execution_id, sequence, with_cursor(body, cursor))
-                )
-            for row in decision.rows:
+                events.append((cursor, stream, sequence, kind, at, ends, checksum, body))
+                stored.append(StoredEvent(cursor, kind, task_id, execution_id, sequence, with_cursor(body, cursor)))
+            for row in states:
                 self._take(rows, row)
         self._flush(rows)
         self._cursor = cursor
-        return rows.stored
+        return stored
 
     def _take(self, rows: _Rows, row: Row) -> None:
         match row:
             case Progress():
-                rows.progress[self._stream(rows, row.execution_id, "")] = row
+                stream = self._streams.get(row.execution_id) or self._stream(rows, row.execution_id, "")
+                rows.progress[stream] = row
             case Lifecycle():
                 rows.executions[self._stream(rows, row.execution_id, row.task_id)] = row
             case TaskRecord():
@@ -301,7 +315,7 @@ class Writer:
             case RequestRecord():
                 rows.requests.append((self._stream(rows, row.run_id, ""), row.body))
             case IdempotencyRecord():
-                rows.keys.append((row.principal, row.operation, row.key, row.task_id, row.run_id))
+                rows.keys.append((row.principal, row.operation, row.key, row.task_id, row.run_id, row.digest))
             case _:
                 assert_never(row)
 
@@ -398,7 +412,7 @@ class Writer:
 
 def _progress_row(stream: int, progress: Progress) -> SqlRow:
     message = clean_text(progress.overall.message)
-    return (stream, progress.percentage, message, encode(progress.to_dict()).decode())
+    return (stream, progress.percentage, message, encode_progress(progress).decode())
 
 
 def _result_row(stream: int, result: ResultRecord) -> SqlRow:
@@ -423,7 +437,7 @@ _EXECUTIONS = _Statement(
 _PROGRESS = _Statement("progress", "id, percentage, message, doc", updates=True)
 _RESULTS = _Statement("results", "id, truncated, size, body", updates=True)
 _REQUESTS = _Statement("requests", "id, body")
-_KEYS = _Statement("idempotency", "principal, operation, key, task_id, run_id")
+_KEYS = _Statement("idempotency", "principal, operation, key, task_id, run_id, digest")
 _SAMPLES = _Statement("samples", "execution, at, metric, value")
 
 
@@ -431,7 +445,9 @@ _SAMPLES = _Statement("samples", "execution, at, metric, value")
 def _sql(statement: _Statement, rows: int) -> str:
     names = statement.columns.split(", ")
     row = f"({', '.join('?' * len(names))})"
-    sql = f"INSERT INTO {statement.table} ({statement.columns}) VALUES {', '.join([row] * rows)}"
+    # OR FAIL: whoever inserts undoes the decision or the transaction. Else SQLite, in order to undo the
+    # statement, copies each page before it is changed, and from 64 KiB on into a file.
+    sql = f"INSERT OR FAIL INTO {statement.table} ({statement.columns}) VALUES {', '.join([row] * rows)}"
     if statement.updates:
         sql += f" ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names[1:])}"
     return sql

@@ -1,0 +1,189 @@
+"""Retention: what ended long ago goes, whole and nothing else, and the writers beside it do not notice."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import anyio
+
+from vespera_exec.model.clock import Clock
+from vespera_exec.model.enums import ExecutionStatus
+from vespera_exec.model.ledger import ResultRecord
+from vespera_exec.model.task import Task
+from vespera_exec.settings import Settings
+from vespera_exec.store.damage import examine
+from vespera_exec.store.output import read_output
+from vespera_exec.store.retention import RetentionReport
+from vespera_exec.store.store import Store
+from vespera_exec.store.writer import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from vespera_exec.model.session import ExecutionSession
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LONG_AGO = Clock(now=lambda: NOW - timedelta(days=100), monotonic=lambda: 0.0)
+LATELY = Clock(now=lambda: NOW, monotonic=lambda: 0.0)
+BEFORE = NOW - timedelta(days=30)
+TABLES = ("streams", "events", "tasks", "executions", "progress", "results", "requests", "idempotency", "samples")
+
+
+@asynccontextmanager
+async def opened(data_dir: Path) -> AsyncGenerator[Store]:
+    async with Store.open(Settings.load({}, data_dir=data_dir)) as store:
+        yield store
+
+
+def counts(data_dir: Path) -> dict[str, int]:
+    with closing(sqlite3.connect(data_dir / "vespera.db")) as db:
+        return {table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES}
+
+
+def executed(store: Store, task: Task) -> ExecutionSession:
+    session = task.start_execution("role")
+    session.update_status(ExecutionStatus.RUNNING)
+    session.update_progress(50.0, message="half way")
+    output = store.open_output(session.session_id)
+    output.write("stdout", b"said\n")
+    output.close()
+    with task.ledger:
+        task.remember_key("local", "execute", f"key of {session.session_id}", session.run_id)
+        session.complete(result=ResultRecord(execution_id=session.session_id, body=b'"done"'))
+    return session
+
+
+async def test_a_task_that_ended_long_ago_goes_with_all_that_it_had(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        old = executed(store, Task(title="old", clock=LONG_AGO, sink=store.journal))
+        await store.journal.sync()
+        kept = executed(store, Task(title="new", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        store.journal.append_samples([Sample(each.session_id, NOW, "cpu_usage", 1.0) for each in (old, kept)])
+        with anyio.fail_after(5):
+            while not await store.queries.samples(kept.session_id):  # noqa: ASYNC110 - the journal tells nobody
+                await anyio.sleep(0.001)
+        report = await store.remove_ended(before=BEFORE)
+        assert (report.tasks, report.executions) == (1, 1)
+        assert report.events > 5
+        assert await store.queries.get_task(old.task_id) is None
+        assert await store.queries.locate(old.session_id) is None
+        assert await store.queries.events_after(0, task_id=old.task_id) == []
+        assert read_output(data_dir, old.session_id).total == 0
+        assert not (data_dir / "outputs" / old.session_id).exists()
+        assert await store.queries.find_idempotent("local", "execute", f"key of {old.session_id}") is None
+        assert await store.queries.get_execution(kept.session_id) == (kept.lifecycle, kept.progress)
+        assert read_output(data_dir, kept.session_id).text == "said\n"
+    left = counts(data_dir)
+    assert (left["tasks"], left["executions"], left["streams"], left["idempotency"]) == (1, 1, 2, 1)
+    assert (left["progress"], left["results"], left["samples"]) == (1, 1, 1)
+    assert [each.severity for each in examine(data_dir / "vespera.db")] == ["ok"] * 7
+
+
+async def test_nothing_unfinished_goes_however_old(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        Task(title="never executed", clock=LONG_AGO, sink=store.journal)
+        running = Task(title="running", clock=LONG_AGO, sink=store.journal)
+        executed(store, running)
+        running.start_execution("role").update_status(ExecutionStatus.RUNNING)
+        reopened = Task(title="to be done again", clock=LONG_AGO, sink=store.journal)
+        executed(store, reopened)
+        reopened.reopen()
+        executed(store, Task(title="new", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        report = await store.remove_ended(before=BEFORE)
+        # Of the task that runs, only the run that it no longer shows.
+        assert (report.tasks, report.executions) == (0, 1)
+        assert (await store.queries.list_tasks()).total == 4
+        assert len(await store.queries.unfinished()) == 1
+
+
+async def test_the_cursor_never_runs_backwards_even_when_all_is_old(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        for number in range(3):
+            executed(store, Task(title=str(number), clock=LONG_AGO, sink=store.journal))
+        head = await store.journal.sync()
+        assert (await store.remove_ended(before=BEFORE)).tasks == 2
+    async with opened(data_dir) as store:
+        assert store.journal.head == head
+        Task(title="next", sink=store.journal)
+        assert await store.journal.sync() == head + 1
+    assert [each.severity for each in examine(data_dir / "vespera.db")] == ["ok"] * 7
+
+
+async def test_a_reader_from_before_gets_what_is_left_and_can_know_it(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        assert await store.queries.removed_to() == 0
+        executed(store, Task(title="old", clock=LONG_AGO, sink=store.journal))
+        gone = await store.journal.sync()
+        kept = executed(store, Task(title="new", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        await store.remove_ended(before=BEFORE)
+        assert await store.queries.removed_to() == gone
+    async with opened(data_dir) as store:
+        events = await store.feed.read(after=2)
+        assert {event.task_id for event in events} == {kept.task_id}
+        assert [event.cursor for event in events] == list(range(gone + 1, store.journal.head + 1))
+
+
+async def test_a_removal_that_was_interrupted_is_finished_by_the_next_one(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        for number in range(60):
+            executed(store, Task(title=str(number), clock=LONG_AGO, sink=store.journal))
+        executed(store, Task(title="new", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        before = counts(data_dir)["events"]
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: store.remove_ended(before=BEFORE))
+            with anyio.fail_after(5):
+                while counts(data_dir)["events"] == before:  # noqa: ASYNC110 - the deletion tells nobody
+                    await anyio.sleep(0.001)
+            group.cancel_scope.cancel()
+    # What is hidden is not damage.
+    assert [each.severity for each in examine(data_dir / "vespera.db")] == ["ok"] * 7
+    assert counts(data_dir)["streams"] > 2
+    async with opened(data_dir) as store:
+        await store.remove_ended(before=BEFORE)
+    assert (counts(data_dir)["streams"], counts(data_dir)["tasks"]) == (2, 1)
+    assert len(list((data_dir / "outputs").iterdir())) == 1
+
+
+async def test_acknowledgements_do_not_wait_for_the_removal_and_the_file_shrinks(data_dir: Path) -> None:
+    path = data_dir / "vespera.db"
+    async with opened(data_dir) as store:
+        for number in range(40):
+            task = Task(title=str(number), clock=LONG_AGO, sink=store.journal)
+            session = executed(store, task)
+            for place in range(50):
+                task.execution.change(execution_context={"session": session.session_id, "x": place * "some text"})
+            await store.journal.sync()
+    full = path.stat().st_size
+    waited: list[float] = []
+    report = RetentionReport()
+    async with opened(data_dir) as store:
+        session = Task(title="busy", sink=store.journal).start_execution("role")
+
+        async def write_on() -> None:
+            while True:
+                session.update_progress(1.0, message="on")
+                began = time.perf_counter()
+                await store.journal.sync()
+                waited.append(time.perf_counter() - began)
+                await anyio.sleep(0.001)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(write_on)
+            report = await store.remove_ended(before=BEFORE)
+            group.cancel_scope.cancel()
+        assert report.tasks == 40
+        assert report.pages > 0
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA freelist_count").fetchone() == (0,)
+    assert len(waited) > 50
+    assert sorted(waited)[int(len(waited) * 0.99)] < 0.25
+    assert path.stat().st_size < full - report.pages * 2048

@@ -1,0 +1,52 @@
+"""The WAL stays small however long the load lasts, also while somebody always reads."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import anyio
+from stored import opened
+
+from vespera_exec.model.task import Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIMIT = 64 * 1024 * 1024
+
+
+def read_on(database: Path, stop: threading.Event, reads: list[int]) -> None:
+    """Two readers in turn: there is no moment in which nobody holds a snapshot."""
+    with (
+        closing(sqlite3.connect(database, isolation_level=None)) as first,
+        closing(sqlite3.connect(database, isolation_level=None)) as second,
+    ):
+        one, other = first, second
+        while not stop.is_set():
+            one.execute("BEGIN")
+            reads.append(one.execute("SELECT count(*) FROM events").fetchone()[0])
+            if other.in_transaction:
+                other.execute("ROLLBACK")
+            one, other = other, one
+
+
+async def test_the_wal_stays_under_64_mb_while_somebody_reads_on(data_dir: Path) -> None:
+    wal = data_dir / "vespera.db-wal"
+    stop, reads = threading.Event(), list[int]()
+    written = largest = 0
+    async with opened(data_dir) as store, anyio.create_task_group() as group:
+        task = Task(title="busy", sink=store.journal)
+        await store.journal.sync()
+        group.start_soon(anyio.to_thread.run_sync, read_on, data_dir / "vespera.db", stop, reads)
+        while written < 2 * LIMIT:
+            for _ in range(4):
+                task.execution.change(execution_context={"written": written, "text": "x" * 200_000})
+                written += 200_000
+            await store.journal.sync()
+            largest = max(largest, wal.stat().st_size)
+        stop.set()
+    assert len(reads) > 10
+    assert largest < LIMIT

@@ -1,0 +1,138 @@
+"""A copy of the database while it is written: one file, checked, complete or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from vespera_exec.errors import Conflict, InvalidInput, StoreDamaged, StoreUnavailable
+from vespera_exec.store import database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_STEP_PAGES = 1024
+_PART = ".part"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupReport:
+    """What a backup holds: every event up to the cursor `head`. `seconds` it took, the check included."""
+
+    path: Path
+    size_bytes: int
+    head: int
+    seconds: float
+
+
+def back_up(source: Path, target: Path, *, overwrite: bool = False) -> BackupReport:
+    """Copy the database `source` to the file `target`; blocking, from any thread of the owner's process.
+
+    The copy is the log, its snapshots and the results. What the work wrote to stdout and stderr lies in files
+    and is not in it. The copy is made as `target` with `.part` behind it, 0600, and renamed when it is checked.
+    To restore it, put it as `vespera.db` into an empty data directory.
+
+    Raises:
+        InvalidInput: `target` lies in the data directory.
+        Conflict: `target` exists, and is not to be overwritten.
+        StoreUnavailable: there is no room or no permission at the target, or `source` cannot be read.
+        StoreDamaged: `source` is damaged; the target is as it was.
+    """
+    began = time.monotonic()
+    target = _checked(source, target, overwrite=overwrite)
+    part = target.with_name(target.name + _PART)
+    try:
+        _create(part)
+        try:
+            head = _copy(source, part)
+            _sync(part)
+            _refuse_existing(target, overwrite=overwrite)
+            part.replace(target)
+            _sync(target.parent)
+        finally:
+            for ending in ("", "-journal", "-wal", "-shm"):
+                with suppress(OSError):
+                    part.with_name(part.name + ending).unlink()
+        size = target.stat().st_size
+    except OSError as fault:
+        raise _unavailable(target, fault.strerror or str(fault)) from fault
+    return BackupReport(path=target, size_bytes=size, head=head, seconds=time.monotonic() - began)
+
+
+def _checked(source: Path, target: Path, *, overwrite: bool) -> Path:
+    """The target, absolute, after all that can be known before a byte is copied."""
+    target = target.absolute()
+    home = source.parent.resolve()
+    folder = target.parent.resolve()
+    if folder == home or home in folder.parents:
+        raise InvalidInput(f"{target} lies in the data directory", hint="name a file outside of it")
+    if not folder.is_dir():
+        raise StoreUnavailable(f"cannot write {target}: its folder does not exist", hint="make the folder first")
+    if target.is_dir():
+        raise Conflict(f"{target} is a folder", hint="name a file")
+    _refuse_existing(target, overwrite=overwrite)
+    needed, free = source.stat().st_size, shutil.disk_usage(folder).free
+    if free < needed:
+        raise _unavailable(target, f"{needed:,} bytes are needed, {free:,} are free")
+    return folder / target.name
+
+
+def _refuse_existing(target: Path, *, overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(target):
+        raise Conflict(f"{target} exists already", hint="name another file, or allow it to be overwritten")
+
+
+def _create(part: Path) -> None:
+    """Empty and ours alone. What is there was left by a backup that was killed."""
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+
+def _copy(source: Path, part: Path) -> int:
+    """Copy in steps out of one snapshot, check the copy; returns the cursor of its last event."""
+    with (
+        closing(database.open_for_reading(source)) as reader,
+        closing(sqlite3.connect(part, isolation_level=None)) as copy,
+    ):
+        # While this snapshot is held no write can make the copy begin again.
+        _or_named(lambda: reader.execute("BEGIN").execute("SELECT count(*) FROM meta").fetchone(), source.name)
+        _or_named(lambda: reader.backup(copy, pages=_STEP_PAGES), part.name)
+        reader.execute("ROLLBACK")
+        return _or_named(lambda: _finished(copy, source.name), part.name)
+
+
+def _finished(copy: sqlite3.Connection, name: str) -> int:
+    copy.execute("PRAGMA journal_mode = DELETE")  # one file, whatever it was copied from
+    copy.execute("PRAGMA synchronous = FULL")
+    found = [row[0] for row in copy.execute("PRAGMA quick_check(5)")]
+    if found != ["ok"]:
+        raise StoreDamaged(f"{name} is damaged: {'; '.join(found)[:300]}", hint="restore an older backup")
+    database.mark_clean(copy, clean=True)
+    (head,) = copy.execute("SELECT coalesce(max(cursor), 0) FROM events").fetchone()
+    return head
+
+
+def _or_named(act: Callable[[], _T], name: str) -> _T:
+    try:
+        return act()
+    except sqlite3.Error as fault:
+        raise database.named(fault, name) from fault
+
+
+def _sync(place: Path) -> None:
+    descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unavailable(target: Path, why: str) -> StoreUnavailable:
+    return StoreUnavailable(f"cannot write {target}: {why}", hint="make room, or name a file where you may write")

@@ -1,0 +1,226 @@
+"""What is wrong with a database: SQLite's own check, then the log against its checksums, its numbers and its fold."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from vespera_exec.errors import StoreError
+from vespera_exec.model.events import ExecutionEvent
+from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.progress import Progress
+from vespera_exec.model.record import TaskRecord
+from vespera_exec.model.replay import replayed, replayed_task
+from vespera_exec.store import database as files
+from vespera_exec.store.encoding import UNREADABLE, micros
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+_RESTORE = "restore a backup: put it as vespera.db into an empty data directory; this file was left as it is"
+_SHOWN = 3
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `hint` says what to do; empty where nothing needs to be done."""
+
+    severity: Literal["ok", "warning", "error"]
+    what: str
+    hint: str = ""
+
+
+def examine(database: Path) -> list[Finding]:
+    """Look at a database that nobody else uses: call it only while holding the owner's lock. Changes nothing.
+
+    One finding for each thing looked at, never an error raised. Reads the whole file; blocking.
+    """
+    if not database.exists():
+        return [Finding("warning", f"there is no database at {database}", "it is made when the store is first opened")]
+    try:
+        with closing(files.open_untouched(database)) as connection:
+            version = files.check_ours(connection, database)
+            if not version:
+                return [Finding("ok", f"{database} is empty")]
+            return [_schema(connection, version), *(_looked(check, connection) for check in _CHECKS)]
+    except sqlite3.Error as fault:
+        error = files.named(fault, database)
+    except StoreError as fault:
+        error = fault
+    return [Finding("error", error.message, error.hint)]
+
+
+def finding_of(faults: list[str], fine: str, bad: str) -> Finding:
+    """`fine` where there are no faults, else `bad` with the first of them."""
+    if not faults:
+        return Finding("ok", fine)
+    more = f" and {len(faults) - _SHOWN:,} more" if len(faults) > _SHOWN else ""
+    return Finding("error", f"{bad} {'; '.join(faults[:_SHOWN])[:400]}{more}", _RESTORE)
+
+
+def integrity_faults(connection: sqlite3.Connection) -> Iterator[str]:
+    """What SQLite's full check finds, table by table, so that no snapshot is held for longer than one takes."""
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    for table in tables:
+        yield from (row[0] for row in connection.execute(f"PRAGMA integrity_check({table!r})") if row[0] != "ok")
+
+
+def checksum_faults(connection: sqlite3.Connection, *, after: int = 0, limit: int = -1) -> Iterator[tuple[int, str]]:
+    """The cursor of each event above `after`, at most `limit` of them, and what does not fit ("" if all does)."""
+    rows = connection.execute(
+        "SELECT cursor, sequence, type, at, checksum, body FROM events WHERE cursor > ? ORDER BY cursor LIMIT ?",
+        (after, limit),
+    )
+    while some := rows.fetchmany(_BATCH):
+        for cursor, *row in some:
+            yield cursor, _event_fault(*row)
+
+
+def _event_fault(sequence: int, kind: str, at: int | None, checksum: int, body: object) -> str:
+    if not isinstance(body, bytes) or zlib.crc32(body) != checksum:
+        return "does not match its checksum"
+    try:
+        event = ExecutionEvent.from_stream_message(orjson.loads(body))
+    except UNREADABLE as fault:
+        return f"cannot be read: {fault!r:.80}"
+    if (event.sequence, event.event_type.value, micros(event.timestamp)) != (sequence, kind, at):
+        return "has another number, type or time than its text says"
+    return ""
+
+
+def _integrity(connection: sqlite3.Connection) -> Finding:
+    faults = [row[0] for row in connection.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]
+    return finding_of(faults, "SQLite's integrity check found nothing", "SQLite's integrity check found")
+
+
+def _schema(connection: sqlite3.Connection, version: int) -> Finding:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+        for script in files.migrations()[:version]:
+            fresh.executescript(script)
+        if _objects(fresh) == _objects(connection):
+            return Finding("ok", f"the tables are those of format {version}")
+    return Finding("error", f"the tables are not those of format {version}", _RESTORE)
+
+
+def _objects(connection: sqlite3.Connection) -> set[tuple[str, ...]]:
+    found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'")
+    return set(found.fetchall())
+
+
+def _log(connection: sqlite3.Connection) -> Finding:
+    looked_at = 0
+    faults: list[str] = []
+    for cursor, fault in checksum_faults(connection):
+        looked_at += 1
+        if fault:
+            faults.append(f"event {cursor} {fault}")
+    return finding_of(faults, f"{looked_at:,} events match their checksums", "events")
+
+
+def _numbers(connection: sqlite3.Connection) -> Finding:
+    """Cursors without a gap above what retention removed, sequences without one in each log."""
+    faults: list[str] = []
+    removed_to = files.removed_to(connection)
+    found, highest, lowest = connection.execute(
+        "SELECT count(*), max(cursor), min(cursor) FROM events WHERE cursor > ?", (removed_to,)
+    ).fetchone()
+    if found and (highest - removed_to != found or lowest <= 0):
+        faults.append(f"{highest - removed_to - found} events are missing after {removed_to}")
+    broken = connection.execute(
+        "SELECT e.stream FROM events e LEFT JOIN streams s ON s.id = e.stream "
+        "WHERE e.stream NOT IN (SELECT stream FROM removals) GROUP BY e.stream "
+        "HAVING count(*) <> max(e.sequence) OR s.name IS NULL LIMIT 100"
+    )
+    faults += [f"the log of stream {stream} has a gap or no name" for (stream,) in broken]
+    nameless = connection.execute(
+        "SELECT id FROM executions WHERE task NOT IN (SELECT id FROM tasks) OR id NOT IN (SELECT id FROM streams) "
+        "UNION SELECT id FROM results WHERE id NOT IN (SELECT id FROM executions) "
+        "UNION SELECT id FROM progress WHERE id NOT IN (SELECT id FROM executions) LIMIT 100"
+    )
+    faults += [f"row {number} belongs to nothing" for (number,) in nameless]
+    return finding_of(faults, "no event is missing", "the order of events:")
+
+
+def _executions(connection: sqlite3.Connection) -> Finding:
+    rows = connection.execute(
+        "SELECT e.id, s.name, e.doc, p.doc, e.status, e.ended, p.percentage "
+        "FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
+    )
+    return _folded(connection, rows, _execution_fits, "executions")
+
+
+def _execution_fits(name: str, events: list[ExecutionEvent], row: tuple[Any, ...]) -> bool:
+    life_doc, progress_doc, status, ended, percentage = row
+    life, progress = replayed(events, name)
+    kept = Progress.from_dict(orjson.loads(progress_doc)) if progress_doc else Progress(execution_id=name)
+    return (Lifecycle.from_dict(orjson.loads(life_doc)), kept) == (life, progress) and (
+        (status, ended) == (life.status.value, life.status.is_terminal)
+        and (not progress_doc or percentage == progress.percentage)
+    )
+
+
+def _tasks(connection: sqlite3.Connection) -> Finding:
+    rows = connection.execute(
+        "SELECT t.id, s.name, t.doc, t.status, t.title FROM tasks t JOIN streams s ON s.id = t.id"
+    )
+    return _folded(connection, rows, _task_fits, "tasks")
+
+
+def _task_fits(name: str, events: list[ExecutionEvent], row: tuple[Any, ...]) -> bool:
+    doc, status, title = row
+    record = replayed_task(events, name)
+    return TaskRecord.from_dict(orjson.loads(doc)) == record and (status, title) == (record.status.value, record.title)
+
+
+def _folded(
+    connection: sqlite3.Connection,
+    rows: Iterable[tuple[Any, ...]],
+    fits: Callable[[str, list[ExecutionEvent], tuple[Any, ...]], bool],
+    noun: str,
+) -> Finding:
+    """Whether the rows are what their logs fold to."""
+    looked_at = 0
+    faults: list[str] = []
+    for stream, name, *row in rows:
+        looked_at += 1
+        bodies = connection.execute("SELECT body FROM events WHERE stream = ? ORDER BY sequence", (stream,))
+        try:
+            events = [ExecutionEvent.from_stream_message(orjson.loads(body)) for (body,) in bodies]
+            if not fits(name, events, tuple(row)):
+                faults.append(f"{name} is not what its log says")
+        except UNREADABLE as fault:
+            faults.append(f"{name} cannot be read: {fault!r:.80}")
+    return finding_of(faults, f"{looked_at:,} {noun} are what their logs say", noun)
+
+
+def _results(connection: sqlite3.Connection) -> Finding:
+    faults: list[str] = []
+    looked_at = 0
+    for number, truncated, size, body in connection.execute("SELECT id, truncated, size, body FROM results"):
+        looked_at += 1
+        try:
+            whole = len(body) == size and (truncated or orjson.loads(body) is not ...)
+        except ValueError:
+            whole = False
+        if not whole:
+            faults.append(f"the result in row {number} cannot be read")
+    return finding_of(faults, f"{looked_at:,} results can be read", "results")
+
+
+def _looked(check: Callable[[sqlite3.Connection], Finding], connection: sqlite3.Connection) -> Finding:
+    try:
+        return check(connection)
+    except sqlite3.Error as fault:
+        return Finding("error", f"the check of {check.__name__.strip('_')} ended early: {fault}", _RESTORE)
+    except UNREADABLE as fault:
+        return Finding("error", f"{check.__name__.strip('_')} cannot be read: {fault!r:.80}", _RESTORE)
+
+
+_CHECKS = (_integrity, _log, _numbers, _executions, _tasks, _results)

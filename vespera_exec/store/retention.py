@@ -1,0 +1,194 @@
+"""Removes what ended long ago: a little at a time between commits, never anything unfinished.
+
+A run goes whole, with its attempts' logs, progress, samples, results, requests, outputs and idempotency keys.
+A task goes with its last run; while it lives on, the run that it shows stays too. The newest event of all stays,
+so that the global cursor never runs backwards.
+
+What is removed is first hidden, in one transaction that notes its streams in `removals`; then its parts go. A
+kill in between leaves the note, and the next call goes on from there.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from vespera_exec.store import database
+from vespera_exec.store.encoding import micros
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from vespera_exec.store.journal import Journal
+    from vespera_exec.store.output import OutputFiles
+
+_UNITS = 10
+"""Tasks or runs that are hidden in one transaction."""
+_ROWS = 400
+"""Events or samples that are deleted in one transaction."""
+_PAGES = 64
+_PAUSE_SECONDS = 0.01
+
+
+@dataclass(slots=True, kw_only=True)
+class RetentionReport:
+    """What was removed, and how many pages of 4 KiB the file gave back."""
+
+    tasks: int = 0
+    executions: int = 0
+    events: int = 0
+    pages: int = 0
+
+
+async def remove_ended(path: Path, journal: Journal, outputs: OutputFiles, *, before: datetime) -> RetentionReport:
+    """Remove what ended before `before`. Cancelled, it goes on from there when called again.
+
+    Raises:
+        StoreError: the database cannot be read or written.
+    """
+    report = RetentionReport()
+    stamp = micros(before) or 0
+    await _finish(journal, outputs, report)
+    for select, hide in ((_OLD_RUNS, _hide_runs), (_OLD_TASKS, _hide_tasks)):
+        found = await anyio.to_thread.run_sync(_candidates, path, select, stamp)
+        for begin in range(0, len(found), _UNITS):
+            some = found[begin : begin + _UNITS]
+            tasks, executions = await journal.perform(lambda db, some=some, hide=hide: hide(db, some, stamp))
+            report.tasks += tasks
+            report.executions += executions
+            await _finish(journal, outputs, report)
+    while freed := await journal.perform(_give_back):
+        report.pages += freed
+        await anyio.sleep(_PAUSE_SECONDS)
+    return report
+
+
+async def _finish(journal: Journal, outputs: OutputFiles, report: RetentionReport) -> None:
+    """Let go of all that is hidden."""
+    for execution_id in await journal.perform(_hidden_executions):
+        await anyio.to_thread.run_sync(outputs.remove, execution_id)
+    left = True
+    while left:
+        deleted, left = await journal.perform(_delete_some)
+        report.events += deleted
+        await anyio.sleep(_PAUSE_SECONDS)
+
+
+def _candidates(path: Path, select: str, stamp: int) -> list[int]:
+    """What could be removed; looked for beside the writer, and looked at again by it."""
+    try:
+        with closing(database.open_for_reading(path)) as reader:
+            return [row[0] for row in reader.execute(select.format(among="1"), {"before": stamp})]
+    except sqlite3.Error as fault:
+        raise database.named(fault, path.name) from fault
+
+
+# in the writer's thread
+
+
+def _hide_tasks(db: sqlite3.Connection, tasks: Sequence[int], stamp: int) -> tuple[int, int]:
+    """How many tasks and executions nobody finds any more."""
+    with _transaction(db):
+        still = _still(db, _OLD_TASKS, "t.id", tasks, stamp)
+        executions = [
+            row[0] for task in still for row in db.execute("SELECT id FROM executions WHERE task = ?", (task,))
+        ]
+        for task in still:
+            db.execute("DELETE FROM idempotency WHERE task_id = (SELECT name FROM streams WHERE id = ?)", (task,))
+            db.execute("DELETE FROM tasks WHERE id = ?", (task,))
+        _hide(db, [*executions, *still])
+    return len(still), len(executions)
+
+
+def _hide_runs(db: sqlite3.Connection, executions: Sequence[int], stamp: int) -> tuple[int, int]:
+    with _transaction(db):
+        still = _still(db, _OLD_RUNS, "e.id", executions, stamp)
+        for execution in still:
+            db.execute(
+                "DELETE FROM idempotency WHERE task_id = (SELECT t.name FROM streams s JOIN streams t ON t.id = s.task "
+                "WHERE s.id = :id) AND run_id = (SELECT run FROM executions WHERE id = :id)",
+                {"id": execution},
+            )
+        _hide(db, still)
+    return 0, len(still)
+
+
+def _still(db: sqlite3.Connection, select: str, key: str, among: Sequence[int], stamp: int) -> list[int]:
+    """Those that may still be removed, now that nobody else writes."""
+    places = ", ".join(map(str, among))
+    return [row[0] for row in db.execute(select.format(among=f"{key} IN ({places})"), {"before": stamp})]
+
+
+def _hide(db: sqlite3.Connection, streams: Sequence[int]) -> None:
+    removed_to = database.removed_to(db)
+    for stream in streams:
+        last = db.execute("SELECT cursor FROM events WHERE stream = ? ORDER BY sequence DESC LIMIT 1", (stream,))
+        removed_to = max(removed_to, *(row[0] for row in last), 0)
+        db.execute("INSERT INTO removals VALUES (?)", (stream,))
+        for table in ("executions", "progress", "results", "requests"):
+            db.execute(f"DELETE FROM {table} WHERE id = ?", (stream,))
+    if streams:
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('removed_to', ?)", (str(removed_to),))
+
+
+def _hidden_executions(db: sqlite3.Connection) -> list[str]:
+    sql = "SELECT s.name FROM removals r JOIN streams s ON s.id = r.stream WHERE s.task <> s.id"
+    return [row[0] for row in db.execute(sql)]
+
+
+def _delete_some(db: sqlite3.Connection) -> tuple[int, bool]:
+    """How many events of hidden streams went, and whether there are more."""
+    room, deleted = _ROWS, 0
+    with _transaction(db):
+        for (stream,) in db.execute("SELECT stream FROM removals").fetchall():
+            events = db.execute(
+                "DELETE FROM events WHERE cursor IN (SELECT cursor FROM events WHERE stream = ? LIMIT ?)",
+                (stream, room),
+            ).rowcount
+            samples = db.execute(
+                "DELETE FROM samples WHERE rowid IN (SELECT rowid FROM samples WHERE execution = ? LIMIT ?)",
+                (stream, room - events),
+            ).rowcount
+            deleted += events
+            room -= events + samples
+            if room <= 0:
+                break
+            db.execute("DELETE FROM streams WHERE id = ?", (stream,))
+            db.execute("DELETE FROM removals WHERE stream = ?", (stream,))
+    return deleted, room <= 0
+
+
+def _give_back(db: sqlite3.Connection) -> int:
+    """Free pages that went back to the disk; a file from before this was possible keeps them for later use."""
+    (before,) = db.execute("PRAGMA page_count").fetchone()
+    db.execute(f"PRAGMA incremental_vacuum({_PAGES})").fetchall()
+    return before - db.execute("PRAGMA page_count").fetchone()[0]
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Generator[None]:
+    """One that the writer undoes where it is not committed."""
+    db.execute("BEGIN IMMEDIATE")
+    yield
+    db.execute("COMMIT")
+
+
+_LAST = "(SELECT stream FROM events ORDER BY cursor DESC LIMIT 1)"
+_NOT_OLD = "(o.ended = 0 OR o.completed IS NULL OR o.completed >= :before)"
+_OLD_TASKS = (
+    "SELECT t.id FROM tasks t WHERE {among} AND t.updated < :before AND t.status IN ('done', 'failed', 'cancelled') "
+    "AND EXISTS (SELECT 1 FROM executions o WHERE o.task = t.id) "
+    f"AND NOT EXISTS (SELECT 1 FROM executions o WHERE o.task = t.id AND {_NOT_OLD}) "
+    f"AND t.id <> (SELECT task FROM streams WHERE id = {_LAST})"
+)
+_OLD_RUNS = (
+    "SELECT e.id FROM executions e JOIN tasks t ON t.id = e.task WHERE {among} AND e.ended = 1 "
+    "AND e.completed < :before AND NOT EXISTS (SELECT 1 FROM executions o WHERE o.run = e.run AND "
+    f"({_NOT_OLD} OR o.id = t.shown OR o.id = {_LAST})) ORDER BY e.id"
+)

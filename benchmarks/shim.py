@@ -18,6 +18,7 @@ from vespera_exec.engine.work import ProcessSpec
 ROUNDS = 40
 START_BUDGET_MS = 25.0
 CANCEL_BUDGET_MS = 10.0
+MEMORY_BUDGET_KIB = 6 * 1024  # PSS of guardian and shim
 OBEDIENT = """
 import os, signal, sys, time
 def end(number, frame):
@@ -72,16 +73,17 @@ async def launcher_idle(launcher: ProcessLauncher) -> None:
 
 
 async def memory_kib() -> dict[str, tuple[int, int]]:
-    """Of a shim and of an interpreter that does nothing: `ours, floor` in KiB."""
+    """Of guardian and shim together, and of an interpreter that does nothing: `ours, floor` in KiB."""
     command = [sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as floor:  # noqa: ASYNC220 - it only waits
         async with ProcessLauncher(execution_id="benchmark") as launcher:
             processes = [await launcher.launch(spec("sleep", "20")) for _ in range(10)]
             await anyio.sleep(0.2)
-            ours, theirs = memory_of(processes[0].shim_pid), memory_of(floor.pid)
+            guardian, shim = memory_of(processes[0].guardian_pid), memory_of(processes[0].shim_pid)
+            theirs = memory_of(floor.pid)
         if floor.stdin is not None:
             floor.stdin.close()
-    return {name: (ours[name], theirs[name]) for name in ours}
+    return {name: (guardian[name] + shim[name], theirs[name]) for name in theirs}
 
 
 def memory_of(pid: int) -> dict[str, int]:
@@ -132,7 +134,8 @@ async def main() -> None:
     )
     print(f"loop held      ours {await loop_held_ms():6.2f} ms a start")
     for name, (size, floor) in (await memory_kib()).items():
-        print(f"{name:14} ours {size:6d} KiB floor (python, idle) {floor:6d} KiB ratio {size / floor:5.2f}")
+        budget = f"  budget {MEMORY_BUDGET_KIB} KiB" if name == "Pss" else ""
+        print(f"{name:14} ours {size:6d} KiB floor (python, idle) {floor:6d} KiB ratio {size / floor:5.2f}{budget}")
     after, whole, worst = await cancel_ms()
     print(
         f"cancel         gone {after:6.2f} ms after the process (worst {worst:.2f}), {whole:.2f} ms after the request  "

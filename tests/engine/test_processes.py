@@ -2,130 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
-import uuid
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+from process_harness import PATH, Heard, eventually, lives, py, sh, state_of
 
 from vespera_exec.engine import proctree, shim
 from vespera_exec.engine.pipes import LINE_LIMIT
-from vespera_exec.engine.processes import ProcessLauncher, RunningProcess
+from vespera_exec.engine.processes import ProcessLauncher
 from vespera_exec.engine.work import Launcher, ProcessExit, ProcessSpec
 from vespera_exec.errors import CancellationException, ExecutionError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
-
-TREES = Path(__file__).with_name("trees")
-KINDS = ["deaf", "new_session", "daemonized", "cleared_environment", "respawner", "holds_stdout", "stopped"]
-PATH = {"PATH": os.environ.get("PATH", os.defpath)}
-
-
-class Heard:
-    """What came out of a process."""
-
-    def __init__(self) -> None:
-        self.chunks: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        self.reports: list[bytes] = []
-        self._changed = anyio.Event()
-
-    @property
-    def stdout(self) -> bytes:
-        return bytes(self.chunks["stdout"])
-
-    @property
-    def stderr(self) -> bytes:
-        return bytes(self.chunks["stderr"])
-
-    def output(self, stream: str, chunk: bytes) -> None:
-        self.chunks[stream] += chunk
-        self._change()
-
-    def report(self, line: bytes) -> None:
-        self.reports.append(line)
-        self._change()
-
-    def _change(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
-
-    async def until(self, predicate: Callable[[], bool]) -> None:
-        with anyio.fail_after(20):
-            while not predicate():
-                await self._changed.wait()
-
-
-class Register:
-    """The pids that a tree has written down, and their start times as soon as they are looked at."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.touch()
-
-    def processes(self) -> dict[int, int]:
-        rows = {pid: shim.look(pid) for pid in map(int, self.path.read_text().splitlines())}
-        return {pid: row[3] for pid, row in rows.items() if row is not None}
-
-    def left(self, known: Mapping[int, int], execution_id: str) -> set[int]:
-        """Who still lives: of `known`, of those written down since, and of those with the marker."""
-        since = set(map(int, self.path.read_text().splitlines())) - set(known)
-        found = {pid for pid, start in known.items() if _lives(pid, start)}
-        found |= {pid for pid in since if _lives(pid, None)}
-        return found | set(shim.marked([shim.MARKER + execution_id.encode()]))
-
-
-def _lives(pid: int, start: int | None) -> bool:
-    row = shim.look(pid)
-    return row is not None and row[4] not in "ZX" and start in (None, row[3])
-
-
-def _state(pid: int) -> str:
-    row = shim.look(pid)
-    return row[4] if row else ""
 
 
 def _name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
-
-
-@pytest.fixture
-def execution_id() -> str:
-    return uuid.uuid4().hex
-
-
-@pytest.fixture
-def register(tmp_path: Path) -> Register:
-    return Register(tmp_path / "register")
-
-
-def sh(script: str, *args: str, heard: Heard | None = None, stdin: bytes = b"", grace: float = 3.0) -> ProcessSpec:
-    return _spec(("sh", "-c", script, "sh", *args), heard, stdin=stdin, grace=grace)
-
-
-def py(script: str, *args: str, heard: Heard | None = None, stdin: bytes = b"") -> ProcessSpec:
-    return _spec((sys.executable, "-S", "-c", script, *args), heard, stdin=stdin)
-
-
-def _spec(argv: tuple[str, ...], heard: Heard | None, *, stdin: bytes = b"", grace: float = 3.0) -> ProcessSpec:
-    return ProcessSpec(
-        argv=argv,
-        cwd=Path("/"),
-        env=PATH,
-        stdin=stdin,
-        on_output=heard.output if heard else None,
-        on_report=heard.report if heard else None,
-        grace_seconds=grace,
-    )
 
 
 async def run(spec: ProcessSpec, execution_id: str = "unnamed") -> ProcessExit:
@@ -133,144 +29,6 @@ async def run(spec: ProcessSpec, execution_id: str = "unnamed") -> ProcessExit:
         process = await launcher.launch(spec)
         with anyio.fail_after(30):
             return await process.wait()
-
-
-async def eventually(predicate: Callable[[], bool], *, seconds: float) -> float:
-    """Seconds until it was true."""
-    began = time.monotonic()
-    with anyio.fail_after(seconds):
-        while not predicate():  # noqa: ASYNC110 - /proc has no events
-            await anyio.sleep(0.005)
-    return time.monotonic() - began
-
-
-async def plant(launcher: ProcessLauncher, kind: str, register: Register) -> tuple[RunningProcess, dict[int, int]]:
-    """The tree, standing, and who is in it."""
-    heard = Heard()
-    argv = (sys.executable, "-S", str(TREES / "nasty.py"), kind, str(register.path))
-    process = await launcher.launch(_spec(argv, heard))
-    await heard.until(lambda: bool(heard.reports))
-    if kind == "stopped":
-        await eventually(lambda: _state(process.pid) == "T", seconds=10)
-    return process, register.processes()
-
-
-@asynccontextmanager
-async def holder(
-    execution_id: str, kind: str, register: Register, *, adopts: bool
-) -> AsyncGenerator[tuple[Any, Callable[[], Any]]]:
-    """A daemon's stand-in whose tree stands; yields its process and what reads its next fact."""
-    argv = [sys.executable, str(TREES / "holder.py"), execution_id, kind, str(register.path), "yes" if adopts else "no"]
-    async with await anyio.open_process(argv, stderr=None) as process:
-        assert process.stdout is not None
-        stream = process.stdout
-        buffer = b""
-
-        async def fact() -> dict[str, Any]:
-            nonlocal buffer
-            with anyio.fail_after(20):
-                while b"\n" not in buffer:
-                    buffer += await stream.receive()
-            line, _, buffer = buffer.partition(b"\n")
-            return json.loads(line)
-
-        try:
-            yield process, fact
-        finally:
-            if process.returncode is None:
-                process.kill()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_nothing_is_left_of_a_tree_after_cancel(kind: str, execution_id: str, register: Register) -> None:
-    async with ProcessLauncher(execution_id=execution_id) as launcher:
-        process, known = await plant(launcher, kind, register)
-        began = time.monotonic()
-        rung = await launcher.cancel(0.3)
-        took = time.monotonic() - began
-        assert register.left(known, execution_id) == set()
-        assert process.exit is not None
-        assert rung == process.exit.rung == ("sigterm" if kind == "stopped" else "sigkill")
-        assert 0.2 <= took <= 5
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_nothing_is_left_of_a_tree_when_its_launcher_is_left(
-    kind: str, execution_id: str, register: Register
-) -> None:
-    async with ProcessLauncher(execution_id=execution_id) as launcher:
-        process, known = await plant(launcher, kind, register)
-        began = time.monotonic()
-    assert register.left(known, execution_id) == set()
-    assert time.monotonic() - began <= 1
-    assert process.exit is not None
-    assert process.exit.returncode == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_nothing_is_left_of_a_tree_when_the_daemon_is_killed(
-    kind: str, execution_id: str, register: Register
-) -> None:
-    async with holder(execution_id, kind, register, adopts=True) as (daemon, fact):
-        stands = await fact()
-        known = register.processes() | {stands["shim"]: shim.table()[stands["shim"]][3]}
-        daemon.kill()
-        took = await eventually(lambda: not register.left(known, execution_id), seconds=5)
-    assert took <= 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_nothing_is_left_of_a_tree_when_its_shim_is_killed(
-    kind: str, execution_id: str, register: Register
-) -> None:
-    async with holder(execution_id, kind, register, adopts=True) as (_, fact):
-        stands = await fact()
-        known = register.processes()
-        began = time.monotonic()
-        os.kill(stands["shim"], signal.SIGKILL)
-        ended = await fact()
-        assert register.left(known, execution_id) == set()
-        assert time.monotonic() - began <= 1
-        assert ended == {"returncode": -signal.SIGKILL, "rung": "sweep", "children": []}
-
-
-async def test_a_killed_shim_loses_no_marked_process_even_where_orphans_are_not_adopted(
-    execution_id: str, register: Register
-) -> None:
-    async with ProcessLauncher(execution_id=execution_id) as launcher:
-        process, known = await plant(launcher, "daemonized", register)
-        os.kill(process.shim_pid, signal.SIGKILL)
-        with anyio.fail_after(3):
-            ended = await process.wait()
-        assert register.left(known, execution_id) == set()
-        assert (ended.returncode, ended.rung) == (-signal.SIGKILL, "sweep")
-
-
-async def test_a_killed_shim_takes_no_other_process_of_its_execution_with_it(
-    execution_id: str, register: Register
-) -> None:
-    async with ProcessLauncher(execution_id=execution_id) as launcher:
-        sibling = await launcher.launch(sh("sleep 50; true"))
-        _, known = await plant(launcher, "new_session", register)
-        other = launcher.running[1]
-        os.kill(other.shim_pid, signal.SIGKILL)
-        with anyio.fail_after(3):
-            assert (await other.wait()).rung == "sweep"
-        row = shim.look(sibling.pid)
-        assert launcher.running == (sibling,)
-        assert row is not None
-        assert row[4] != "T"
-        assert register.left(known, execution_id) <= set(shim.descendants(shim.table(), [sibling.shim_pid]))
-
-
-async def test_cancel_ends_a_tree_whose_shim_is_stopped(execution_id: str, register: Register) -> None:
-    async with ProcessLauncher(execution_id=execution_id) as launcher:
-        process, known = await plant(launcher, "new_session", register)
-        os.kill(process.shim_pid, signal.SIGSTOP)
-        began = time.monotonic()
-        assert await launcher.cancel(0.2) == "sweep"
-        assert time.monotonic() - began <= 5
-        assert register.left(known, execution_id) == set()
 
 
 async def test_an_obedient_process_is_reported_gone_at_once(execution_id: str) -> None:
@@ -568,7 +326,7 @@ async def test_cancelling_a_wait_leaves_the_process_alone(execution_id: str) -> 
         with anyio.move_on_after(0.01):
             await process.wait()
         assert launcher.running == (process,)
-        assert _lives(process.pid, process.start_time)
+        assert lives(process.pid, process.start_time)
 
 
 async def test_a_paused_tree_is_really_stopped_and_goes_on_when_resumed(execution_id: str, tmp_path: Path) -> None:
@@ -595,12 +353,12 @@ async def test_a_process_that_has_stopped_itself_is_not_woken_by_a_resume(execut
     script = "(while :; do echo tick; sleep 0.005; done) & kill -STOP $$; echo woken"
     async with ProcessLauncher(execution_id=execution_id) as launcher:
         process = await launcher.launch(sh(script, heard=heard))
-        await eventually(lambda: _state(process.pid) == "T", seconds=10)
+        await eventually(lambda: state_of(process.pid) == "T", seconds=10)
         await launcher.pause()
         await launcher.resume()
         ticks = heard.stdout.count(b"tick")
         await heard.until(lambda: heard.stdout.count(b"tick") > ticks + 20)
-        assert _state(process.pid) == "T"
+        assert state_of(process.pid) == "T"
         assert b"woken" not in heard.stdout
 
 
@@ -620,25 +378,6 @@ async def test_a_launch_during_a_pause_waits_for_the_resume(execution_id: str) -
         await eventually(lambda: bool(started), seconds=10)
 
 
-def test_the_boot_sweep_ends_what_dead_owners_left_and_nothing_else(register: Register) -> None:
-    dead, alive = uuid.uuid4().hex, uuid.uuid4().hex
-    stray = [sys.executable, "-S", str(TREES / "nasty.py"), "cleared_environment", str(register.path)]
-    with (
-        subprocess.Popen(stray, env={"VESPERA_EXECUTION_ID": dead}, start_new_session=True) as one,
-        subprocess.Popen(["sleep", "50"], env={"VESPERA_SHIM_OF": dead, **PATH}) as old_shim,
-        subprocess.Popen(["sleep", "50"], env={"VESPERA_EXECUTION_ID": alive, **PATH}) as other,
-    ):
-        anyio.run(lambda: eventually(lambda: len(register.processes()) == 2, seconds=10))
-        known = register.processes()
-        assert proctree.sweep([dead]) == 3
-        assert register.left(known, dead) == set()
-        assert old_shim.wait() == one.wait() == -signal.SIGKILL
-        assert other.poll() is None
-        assert proctree.sweep([dead]) == 0
-        assert proctree.sweep([]) == 0
-        other.kill()
-
-
 async def test_cancel_sweeps_what_another_service_started_with_the_marker(execution_id: str) -> None:
     env = {"VESPERA_EXECUTION_ID": execution_id, **PATH}
     async with await anyio.open_process(["sleep", "50"], env=env, start_new_session=True) as elsewhere:
@@ -651,7 +390,7 @@ async def test_cancel_sweeps_what_another_service_started_with_the_marker(execut
 async def test_many_processes_at_once_are_started_and_cancelled(execution_id: str) -> None:
     async with ProcessLauncher(execution_id=execution_id) as launcher, anyio.create_task_group() as group:
         for _ in range(20):
-            group.start_soon(launcher.launch, sh("sleep 50"))
+            group.start_soon(launcher.launch, sh("exec sleep 50"))
         await eventually(lambda: len(launcher.running) == 20 and all(one.pid for one in launcher.running), seconds=20)
         processes = launcher.running
         assert len(set(launcher.roots)) == 20
@@ -672,5 +411,5 @@ async def test_no_descriptor_and_no_child_is_left_behind(execution_id: str) -> N
             if number % 2:
                 await launcher.cancel(1)
     assert set(os.listdir("/proc/self/fd")) == descriptors
-    assert [pid for pid, row in shim.table().items() if row[0] == os.getpid() and pid in proctree.shims] == []
-    assert not proctree.shims
+    assert [pid for pid, row in shim.table().items() if row[0] == os.getpid() and pid in proctree.guardians] == []
+    assert not proctree.guardians

@@ -14,6 +14,7 @@ import importlib.util
 import marshal
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -53,6 +54,8 @@ class RunningProcess:
         self.spec = spec
         self.pid = 0
         """Of the work itself; 0 until it has started."""
+        self.shim_pid = 0
+        """Everything below it is the work; 0 until that has started."""
         self.start_time = 0
         """In clock ticks since boot: with `pid` it names this process and no later one."""
         self.exit: ProcessExit | None = None
@@ -69,6 +72,7 @@ class RunningProcess:
         self._rung: str | None = None
         self._leftover = 0
         self._gone = False
+        self._unending = False
         self._swept = False
         self._pauses = 0
         self._stopped: anyio.Event | None = None
@@ -89,7 +93,8 @@ class RunningProcess:
         return f"<RunningProcess {self.pid} {self.spec.argv[0]!r} {self.exit or 'running'}>"
 
     @property
-    def shim_pid(self) -> int:
+    def guardian_pid(self) -> int:
+        """Of the shim's parent; of the shim itself where there are no subreapers."""
         return self._child.pid
 
     @property
@@ -119,6 +124,8 @@ class RunningProcess:
         """End it without its shim, which does not do its duty."""
         with contextlib.suppress(ProcessLookupError):
             self._child.kill()
+        with contextlib.suppress(OSError):  # a shim that is stopped would keep it open
+            self._plumbing.control.shutdown(socket.SHUT_RDWR)
 
     def pause(self) -> anyio.Event:
         """Stop the tree. The event comes when it has stopped, has ended, or has been resumed."""
@@ -209,18 +216,21 @@ class RunningProcess:
         word, *rest = line.split(" ")
         match word:
             case "started":
-                self.pid, self.start_time = int(rest[0]), int(rest[1])
+                self.pid, self.start_time, self.shim_pid = map(int, rest)
                 self.settled.set()
             case "failed":
                 self.refusal = rest[0], int(rest[1])
             case "exit" if self._status is None:
                 self._status = os.waitstatus_to_exitcode(int(rest[0]))
                 self._rung = None if rest[1] == "-" else rest[1]
+            case "reaped" if self._status is None and int(rest[0]) == self.pid:
+                self._status, self._rung = os.waitstatus_to_exitcode(int(rest[1])), "sweep"
             case "paused" if self._stopped is not None and int(rest[0]) == self._pauses:
                 self._stopped.set()
             case "gone":
                 self._gone = True
                 self._leftover = int(rest[0])
+                self._unending = int(rest[2]) > 0
                 self.highest_rung = None if rest[1] == "-" else rest[1]
             case _:
                 pass
@@ -235,16 +245,17 @@ class RunningProcess:
                 event.set()
 
     async def _end_without_shim(self) -> None:
-        """The shim has died before its tree: end the tree from here."""
+        """The shim or its guardian has been killed: end from here what is left, and reap it."""
         with anyio.move_on_after(_ORPHAN_SECONDS):
             await _ended(self._child)
         self._swept = True
-        self.highest_rung = "sweep"
+        if not self._gone:
+            self.highest_rung = "sweep"
         orphans = proctree.Orphans(
             self._launcher.execution_id,
             self.pid,
             self.start_time,
-            siblings=[root for root in self._launcher.roots if root != self.shim_pid],
+            guardian=self.guardian_pid,
             adopts=self._launcher.adopts_orphans,
         )
         await anyio.to_thread.run_sync(orphans.end, _ORPHAN_SECONDS)
@@ -252,19 +263,19 @@ class RunningProcess:
             self._status, self._rung = orphans.status, "sweep"
 
     async def _bury(self) -> None:
-        """Wait for the end of the shim, whose socket is closed, and make sure that it has done its duty."""
+        """Wait for the end of shim and guardian, whose socket is closed; make sure that they have done their duty."""
         with anyio.move_on_after(_SHIM_SECONDS):
             await _ended(self._child)
         if self._child.poll() is None:
-            if self._gone:
-                return  # it stays with what nobody can end, and `proctree.shims` goes on knowing it
+            if self._unending:
+                return  # they stay with what nobody can end, and `proctree.guardians` goes on knowing them
             self.kill_shim()
             await self._end_without_shim()
             if self._child.poll() is None:
                 return
-        elif self._child.returncode and not self._gone and not self._swept:
+        elif self._child.returncode and not self._swept:
             await self._end_without_shim()
-        proctree.shims.discard(self.shim_pid)
+        proctree.guardians.discard(self.guardian_pid)
 
 
 class ProcessLauncher:
@@ -322,7 +333,7 @@ class ProcessLauncher:
     @property
     def roots(self) -> tuple[int, ...]:
         """The shims' pids: everything below them is the work."""
-        return tuple(process.shim_pid for process in self.running)
+        return tuple(process.shim_pid for process in self.running if process.shim_pid)
 
     async def launch(self, spec: ProcessSpec) -> RunningProcess:
         """The process, started. While the execution is paused this waits.
@@ -453,7 +464,7 @@ def _start_shim(python: str, execution_id: str, plumbing: pipes.Plumbing) -> sub
             pass_fds=[fd for fd in inherited if fd >= 0],
             start_new_session=True,
         )
-        proctree.shims.add(child.pid)
+        proctree.guardians.add(child.pid)
     return child
 
 

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 starting = threading.Lock()
-"""Held while a shim is started and put into `shims`."""
-shims: set[int] = set()
-"""The children of this process that are shims, of whatever launcher; its other children in sessions of their own
-are orphans that it has adopted."""
+"""Held while a guardian is started and put into `guardians`."""
+guardians: set[int] = set()
+"""The children of this process that have a shim below them (or are one), of whatever launcher; its other children in
+sessions of their own are orphans that it has adopted."""
 _STRAY_SECONDS = 1.0
 
 
@@ -29,35 +29,48 @@ def become_subreaper() -> bool:
     return shim.become_subreaper()
 
 
-def sweep(execution_ids: Iterable[str], *, seconds: float = 1.0) -> int:
+def sweep(execution_ids: Iterable[str], *, seconds: float = 3.0) -> int:
     """End all processes of these executions, wherever they are, with their shims; how many there were.
 
     For boot, with the executions of a dead owner. Finds them by the marker in their environment, takes what is
     below them too, never this process. Blocks for at most about `seconds`.
     """
-    ids = [os.fsencode(execution_id) for execution_id in execution_ids]
-    if not ids:
+    entries = [entry for execution_id in execution_ids for entry in _entries(execution_id)]
+    if not entries:
         return 0
-    entries = [prefix + name for name in ids for prefix in (shim.MARKER, shim.SHIM_MARKER)]
     return shim.end(shim.Marked(entries), seconds=seconds)
 
 
-class Orphans(shim.Tree):
-    """What a killed shim has left, by everything that is known of it."""
+def _entries(execution_id: str) -> tuple[bytes, bytes]:
+    """In the environment of its work, and of its shims with their guardians."""
+    name = os.fsencode(execution_id)
+    return shim.MARKER + name, shim.SHIM_MARKER + name
 
-    def __init__(self, execution_id: str, pid: int, start_time: int, *, siblings: Iterable[int], adopts: bool) -> None:
+
+def _known_guardians() -> set[int]:
+    """Among them every guardian in a table that was made before, also one that is just being started."""
+    with starting:
+        return set(guardians)
+
+
+class Orphans(shim.Tree):
+    """What a killed shim or guardian has left, by everything that is known of it."""
+
+    def __init__(self, execution_id: str, pid: int, start_time: int, *, guardian: int, adopts: bool) -> None:
+        """`pid` and `start_time` are of the work, 0 where it is not known to have started."""
         super().__init__()
         self.status: int | None = None
         """How the work ended, where this process could see it."""
         self._pid = pid
         self._start = start_time
-        self._entry = shim.MARKER + os.fsencode(execution_id)
-        self._siblings = tuple(siblings)
+        self._entries = _entries(execution_id)
+        self._guardian = guardian
         self._adopts = adopts
 
     def members(self, seen: Mapping[int, shim.Row]) -> list[int]:
-        safe = {*self._siblings, *shim.descendants(seen, self._siblings)}
-        roots = dict.fromkeys((*self._known(seen), *shim.marked((self._entry,)), *self._adopted(seen)))
+        others = _known_guardians() - {self._guardian}
+        safe = {*others, *shim.descendants(seen, others)}
+        roots = dict.fromkeys((*self._known(seen), *shim.marked(self._entries), *self._adopted(seen)))
         reached = [pid for pid in roots if pid in seen and pid not in safe]
         return reached + shim.descendants(seen, reached, avoid=(os.getpid(), *safe))
 
@@ -71,8 +84,7 @@ class Orphans(shim.Tree):
     def _adopted(self, seen: Mapping[int, shim.Row]) -> list[int]:
         if not self._adopts:
             return []
-        with starting:  # a shim in `seen` that is just being started is among `shims` after this
-            known = set(shims)
+        known = _known_guardians()
         me, session = os.getpid(), os.getsid(0)
         return [pid for pid, row in seen.items() if row[0] == me and row[2] != session and pid not in known]
 

@@ -8,17 +8,23 @@ The daemon imports the same file for `Tree` and what stands above it.
 The daemon sends a frame (four bytes of length, then a marshalled `Order`), then lines: `cancel SECONDS`, `kill`,
 `pause NUMBER`, `resume`. The shim answers with lines:
 
-    started PID START         the work runs; START is its start time in clock ticks since boot
+    started PID START SHIM    the work runs; START is its start time in clock ticks since boot, SHIM is who says this
     failed WHAT ERRNO         it does not; WHAT is "cwd", "program", "interpreter" or "shim"
     exit STATUS RUNG          the work itself has ended with this wait status
     paused NUMBER             all of the tree is stopped
     gone LEFTOVER RUNG LEFT   nothing is left of the tree, or LEFT processes that cannot be ended
+    reaped PID STATUS         from the guardian: this process has ended after the shim was killed
 
 End of file on the socket means that the daemon is dead: everything is killed at once, without grace. As a
 subreaper the shim stays the ancestor of whatever the work starts, through double forks and new sessions, so
 "no child left to wait for" is the proof that the tree is gone; /proc only tells whom to signal.
 
-Without /proc and subreapers (macOS) the signals reach the work's process group only, while the work itself lives.
+The process that the daemon starts forks, and the parent half stays as the guardian: a subreaper above the shim that
+does nothing but wait for it. A shim that is killed leaves its tree to the guardian, which ends it, also when the
+daemon was killed in the same instant. A shim whose guardian is killed ends its tree, and itself.
+
+Without /proc and subreapers (macOS) there is no guardian, and the signals reach the work's process group only, while
+the work itself lives.
 """
 
 import errno
@@ -44,6 +50,7 @@ SETTLE_SECONDS = 0.05  # for what is about to end with the work by itself, such 
 LEFTOVER_SECONDS = 0.5
 GIVE_UP_SECONDS = 3.0
 
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _NONE, _SIGINT, _SIGTERM, _SIGKILL = range(4)
 RUNGS = ("-", "sigint", "sigterm", "sigkill", "sweep")
@@ -285,6 +292,10 @@ def end(tree: Tree, *, seconds: float) -> int:
 
 def become_subreaper() -> bool:
     """Whether orphans below this process are from now on its children."""
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: "int | bytes") -> bool:
     try:
         import _ctypes  # `ctypes` takes five times as long to import
     except ImportError:
@@ -294,7 +305,7 @@ def become_subreaper() -> bool:
         prctl = getattr(_ctypes, "dlsym")(library, "prctl")  # noqa: B009
     except OSError:
         return False
-    return bool(getattr(_ctypes, "call_cdeclfunction")(prctl, (_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0)  # noqa: B009
+    return bool(getattr(_ctypes, "call_cdeclfunction")(prctl, (option, value, 0, 0, 0)) == 0)  # noqa: B009
 
 
 class _Failed(Exception):
@@ -350,8 +361,10 @@ def _spawn(
 class Shim:
     """One process and its tree, until nothing of it is left."""
 
-    def __init__(self, control: int, pid: int, execution_id: bytes) -> None:
+    def __init__(self, control: int, pid: int, execution_id: bytes, guardian: int) -> None:
         self.control = control
+        self.guardian = guardian
+        """A pipe that the guardian holds open, or -1."""
         self.pid = pid
         self.execution_id = execution_id
         self.tree = _Below()
@@ -373,12 +386,6 @@ class Shim:
         """When to do what: "sigterm", "settled" or "kill"."""
         self.kill_at = 0.0
         self.killing_since = 0.0
-
-    def say(self, text: str) -> None:
-        try:
-            posix.write(self.control, text.encode() + b"\n")
-        except OSError:
-            return  # the daemon is dead, which the end of file tells as well
 
     def obey(self, line: bytes) -> None:
         now = time.monotonic()
@@ -441,7 +448,7 @@ class Shim:
                 return False
             if pid == self.pid:
                 self.ended = True
-                self.say(f"exit {status} {RUNGS[self.rung]}")
+                _tell(self.control, f"exit {status} {RUNGS[self.rung]}")
 
     def step(self, now: float) -> None:
         """Do what is due, for as long as there are descendants."""
@@ -454,7 +461,7 @@ class Shim:
             self.paused = True
             if self.tree.freeze():
                 self.pausing = False
-                self.say(f"paused {self.pause_number}")
+                _tell(self.control, f"paused {self.pause_number}")
             else:
                 self.tree.nudge()
         if self.next is None or now < self.next[0]:
@@ -496,14 +503,16 @@ class Shim:
         if not self.told:
             self.told = True
             if not self.ended:
-                self.say(f"exit {int(_signal.SIGKILL)} {RUNGS[_SIGKILL]}")
-            self.say(f"gone {self.leftover} {RUNGS[self.rung]} {left}")
+                _tell(self.control, f"exit {int(_signal.SIGKILL)} {RUNGS[_SIGKILL]}")
+            _tell(self.control, f"gone {self.leftover} {RUNGS[self.rung]} {left}")
 
     def run(self, pending: bytes) -> None:
         wakeup = _wake_on_child()
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
         poll.register(self.control, select.POLLIN)
+        if self.guardian >= 0:
+            poll.register(self.guardian, select.POLLIN)
         while True:
             *lines, pending = pending.split(b"\n")
             for line in lines:
@@ -514,6 +523,9 @@ class Shim:
             for fd, _ in poll.poll(self._timeout()):
                 if fd == wakeup:
                     posix.read(wakeup, 4096)
+                elif fd == self.guardian:
+                    poll.unregister(fd)
+                    self.begin_killing(time.monotonic())
                 elif data := _receive(self.control):
                     pending += data
                 else:
@@ -562,35 +574,82 @@ def _read_order(control: int) -> "tuple[Order, bytes] | None":
     return marshal.loads(data[4:size]), data[size:]
 
 
-def main(control: int, image: int) -> None:
+def _split() -> "tuple[int, int]":
+    """Fork. The guardian gets the shim's pid; the shim gets 0 and a pipe that is at its end when the guardian dies."""
+    reader, writer = posix.pipe()
+    pid = posix.fork()
+    if pid:
+        posix.close(reader)
+        _prctl(_PR_SET_NAME, b"vespera-guard")
+        return pid, writer
+    posix.close(writer)
+    posix.setsid()  # a signal to the group of one spares the other
+    become_subreaper()  # a fork does not inherit it
+    _prctl(_PR_SET_NAME, b"vespera-shim")
+    return 0, reader
+
+
+def _guard(control: int, shim: int) -> int:
+    """Wait for the shim; if it was killed, end the tree that is ours then. The exit code: 0 when it was not."""
+    _, ended = posix.waitpid(shim, 0)
+    if not ended:
+        return 0
+    deadline = time.monotonic() + GIVE_UP_SECONDS
+    while time.monotonic() < deadline:
+        end(_Below(), seconds=max(0.0, deadline - time.monotonic()))
+        try:
+            while True:
+                pid, status = posix.waitpid(-1, posix.WNOHANG)
+                if pid == 0:
+                    break
+                _tell(control, f"reaped {pid} {status}")
+        except ChildProcessError:
+            break
+    return 1
+
+
+def _tell(control: int, text: str) -> None:
+    try:
+        posix.write(control, text.encode() + b"\n")
+    except OSError:
+        return  # the daemon is dead, which the end of file tells as well
+
+
+def main(control: int, image: int) -> int:
+    """The exit code: 0 unless the shim was killed."""
     for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT):
         _signal.signal(number, _signal.SIG_IGN)  # only the daemon, or its death, ends a shim
     posix.set_inheritable(control, False)
     if image >= 0:
         posix.close(image)
-    become_subreaper()
     received = _read_order(control)
     if received is None:
-        return
+        return 0
     order, pending = received
-    for fd in order[3]:
-        if fd > 2:
-            posix.set_inheritable(fd, False)
+    streams = [fd for fd in order[3] if fd > 2]
+    guardian = -1
+    if become_subreaper():
+        shim_pid, guardian = _split()
+        if shim_pid:
+            for fd in streams:
+                posix.close(fd)  # never a holder of the work's output
+            return _guard(control, shim_pid)
+    for fd in streams:
+        posix.set_inheritable(fd, False)
     try:
         pid = _start(order)
     except _Failed as failure:
-        posix.write(control, f"failed {failure.what} {failure.number}\n".encode())
-        return
-    for fd in order[3]:
-        if fd > 2:
-            posix.close(fd)  # never a holder of the work's output
+        _tell(control, f"failed {failure.what} {failure.number}")
+        return 0
+    for fd in streams:
+        posix.close(fd)
     posix.chdir("/")
-    shim = Shim(control, pid, order[4])
+    shim = Shim(control, pid, order[4], guardian)
     row = look(pid)
-    shim.say(f"started {pid} {row[3] if row else 0}")
+    _tell(control, f"started {pid} {row[3] if row else 0} {posix.getpid()}")
     shim.run(pending)
+    return 0
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
-    posix._exit(0)  # pyright: ignore[reportPrivateUsage] - nothing to tidy up, and the daemon waits for this process
+    posix._exit(main(int(sys.argv[1]), int(sys.argv[2])))  # pyright: ignore[reportPrivateUsage] - nothing to tidy up

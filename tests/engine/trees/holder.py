@@ -1,6 +1,6 @@
 """A stand-in for the daemon: `holder.py EXECUTION_ID KIND REGISTER ADOPTS`, which holds one launcher.
 
-Writes one JSON line when the tree stands (`shim`, `pid`), one when it has ended (`returncode`, `rung`,
+Writes one JSON line when the tree stands (`guardian`, `shim`, `pid`), one when it has ended (`returncode`, `rung`,
 `children`: the processes that it still has).
 """
 
@@ -41,7 +41,7 @@ async def main(execution_id: str, kind: str, register: str, adopts: bool) -> Non
     async with ProcessLauncher(execution_id=execution_id, adopts_orphans=adopts) as launcher:
         process = await launcher.launch(spec)
         await ready.wait()
-        say(shim=process.shim_pid, pid=process.pid)
+        say(guardian=process.guardian_pid, shim=process.shim_pid, pid=process.pid)
         ended = await process.wait()
     children = [pid for pid, row in shim.table().items() if row[0] == os.getpid()]
     say(returncode=ended.returncode, rung=ended.rung, children=children)

@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 import time
+from collections import deque
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 LIFETIME = 60  # seconds; a test that fails leaves nothing behind for ever
 
@@ -55,6 +58,22 @@ def deaf(register: Path) -> int:
     return 0
 
 
+def spinning(register: Path) -> int:
+    def child() -> None:
+        go_deaf()
+        enlist(register)
+        spin()
+
+    fork(child)
+    return 1
+
+
+def spin() -> None:
+    """Be busy in C, where no handler of Python's ever has its turn, with all signals blocked."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGALRM})
+    deque(repeat(None), maxlen=0)
+
+
 def new_session(register: Path) -> int:
     def grandchild() -> None:
         os.setsid()
@@ -87,6 +106,21 @@ def cleared_environment(register: Path) -> int:
         os.execve(sys.executable, [sys.executable, "-S", __file__, "deaf", str(register)], {})
 
     fork(child)
+    return 1
+
+
+def vanished(register: Path) -> int:
+    """Without the environment, the session and the parents that could tell where it comes from."""
+
+    def child() -> None:
+        os.setsid()
+        fork(grandchild)
+
+    def grandchild() -> None:
+        drop_streams()
+        os.execve(sys.executable, [sys.executable, "-S", __file__, "deaf", str(register)], {})
+
+    os.waitpid(fork(child), 0)
     return 1
 
 
@@ -135,9 +169,41 @@ def stopped(register: Path) -> int:
     return 1
 
 
+def traps_signals(register: Path) -> int:
+    """Whenever it hears CONT or TERM it starts another of its kind, in a session of its own."""
+
+    def body() -> None:
+        os.setsid()
+        signal.alarm(LIFETIME)
+
+        def again(number: int, frame: FrameType | None) -> None:
+            fork(body)
+
+        for number in (signal.SIGCONT, signal.SIGTERM):
+            signal.signal(number, again)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        enlist(register)
+        while True:
+            signal.pause()
+
+    fork(body)
+    return 1
+
+
 KINDS = {
     tree.__name__: tree
-    for tree in (deaf, new_session, daemonized, cleared_environment, respawner, holds_stdout, stopped)
+    for tree in (
+        deaf,
+        spinning,
+        new_session,
+        daemonized,
+        cleared_environment,
+        vanished,
+        respawner,
+        holds_stdout,
+        stopped,
+        traps_signals,
+    )
 }
 
 
@@ -153,6 +219,8 @@ def main() -> None:
         time.sleep(0.005)
     if "VESPERA_PROGRESS_FD" in os.environ:
         os.write(int(os.environ["VESPERA_PROGRESS_FD"]), b"ready\n")
+    if kind == "spinning":
+        spin()
     if kind == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     while True:

@@ -76,10 +76,15 @@ class Context:
             raise Cancelled
 
     async def pause_point(self) -> None:
-        """Where async work in the engine's own loop may be paused. A child process is stopped as a whole."""
+        """Where async work in the engine's own loop stops while it is paused. A child process is stopped as a whole.
+
+        Raises:
+            Cancelled: it was asked to stop, before or while it was paused.
+        """
         self.raise_if_cancelled()
         if self._passed is not None:
             await self._passed()
+            self.raise_if_cancelled()
 
     def progress(self, percentage: float, message: str = "") -> None:
         """0 to 100, not backwards."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 MAX_FILES: Final = 1000
 
+_SUFFIXES: Final = (".yaml", ".yml")
+"""Where a role has a file of each, the first counts."""
+
 _Seen = tuple[tuple[str, int, int, int], ...]
 
 
@@ -32,6 +35,7 @@ class RoleRegistry:
         self._added: dict[str, Role] = {}
         self._files: dict[str, Role] = {}
         self._broken: dict[str, InvalidRoleFile] = {}
+        self._twice: list[str] = []
         self._folder_problem: str | None = None
         self._seen: _Seen | None = None
 
@@ -47,7 +51,7 @@ class RoleRegistry:
         """One line for each file that defines no role, with the reason."""
         self._refresh()
         told = [self._folder_problem] if self._folder_problem else []
-        return (*told, *(str(each) for each in self._broken.values()))
+        return (*told, *(str(each) for each in self._broken.values()), *self._twice)
 
     def get(self, name: str) -> Role:
         """
@@ -99,16 +103,20 @@ class RoleRegistry:
             seen, self._folder_problem = (), str(error)
         if seen == self._seen:
             return
-        self._files, self._broken = {}, {}
+        self._files, self._broken, self._twice = {}, {}, []
         for name, *_ in seen:
             self._read(self._operator_dir / name)
         self._seen = seen
 
     def _read(self, path: Path) -> None:
-        stem = path.name.removesuffix(".yaml")
+        stem = path.stem
         if stem in self._builtin:
             taken = f"{path.name}:1: the role {stem!r} is built in; give yours another name"
             self._broken[stem] = InvalidRoleFile(taken)
+            return
+        if stem in self._files or stem in self._broken:
+            taken = f"{path.name}:1: the role {stem!r} has a file already, {stem}{_SUFFIXES[0]}; remove one of them"
+            self._twice.append(taken)
             return
         try:
             self._files[stem] = parse_role(_read_own(path), file=path.name)
@@ -130,7 +138,7 @@ def _listing(folder: Path) -> _Seen:
     seen: list[tuple[str, int, int, int]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.endswith(".yaml") or entry.name.startswith("."):
+            if not entry.name.endswith(_SUFFIXES) or entry.name.startswith("."):
                 continue
             try:
                 info = entry.stat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
@@ -201,7 +202,7 @@ class _RoleReader:
         name = self._text((), "name")
         if not NAME.match(name):
             self._fail(("name",), f"{name[:80]!r} is no role name: a lower-case letter, then letters, digits, _ or -")
-        stem = self._document.file.rpartition("/")[2].removesuffix(".yaml")
+        stem = PurePath(self._document.file).stem
         if name != stem:
             self._fail(("name",), f"the role is named {name!r}, its file {stem!r}; they must be the same")
         return name

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from vespera_exec.engine.pausing import Gate
 from vespera_exec.engine.processes import ProcessLauncher
-from vespera_exec.engine.tracking import Gate, SessionTracking
+from vespera_exec.engine.tracking import SessionTracking
 from vespera_exec.engine.work import Work
 from vespera_exec.model.cancellation import CancellationToken
 from vespera_exec.model.enums import EventType, ExecutionPhase
@@ -88,7 +89,7 @@ async def bench(
             inputs=task.inputs,
             token=session.cancellation_token or CancellationToken(),
             tracking=SessionTracking(session),
-            gate=Gate(),
+            gate=Gate(lambda: None),
             launcher=launcher,
             scratch=scratch,
             caller=caller or Caller(cwd=str(tmp_path), env=_env()),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 import role_callables
 from role_harness import Bench, bench
@@ -175,6 +176,8 @@ async def test_killed_shim_is_a_failure_not_a_cancel(tmp_path: Path) -> None:
 
         async def kill_the_shim() -> None:
             await made.first_progress()
+            while not made.launcher.running[0].pid:  # its words may be read before the word that it runs
+                await anyio.lowlevel.checkpoint()
             os.kill(made.launcher.running[0].shim_pid, signal.SIGKILL)
 
         async with anyio.create_task_group() as group:

@@ -58,6 +58,29 @@ def test_broken_file_hides_no_other_and_tells_its_line_when_asked_for(folder: Pa
         registry.get("bad")
 
 
+def test_both_endings_of_yaml_files_are_read(folder: Path) -> None:
+    write(folder, "lint").rename(folder / "lint.yml")
+    registry = RoleRegistry.load(folder)
+    assert registry.get("lint").argv == ("echo", "lint")
+    assert registry.problems == ()
+    (folder / "bad.yml").write_text("name: other\nrunner: process\nargv: [true]\n")
+    with pytest.raises(InvalidRoleFile, match=r"^bad\.yml:1: .*'bad'"):
+        registry.get("bad")
+
+
+def test_a_role_with_two_files_is_the_first_and_the_other_is_a_problem(folder: Path) -> None:
+    write(folder, "lint")
+    (folder / "lint.yml").write_text("name: lint\nrunner: process\nargv: [other]\n")
+    registry = RoleRegistry.load(folder)
+    assert registry.get("lint").argv == ("echo", "lint")
+    (problem,) = registry.problems
+    assert problem.startswith("lint.yml:1: ")
+    assert "lint.yaml" in problem
+    (folder / "lint.yaml").unlink()
+    assert registry.get("lint").argv == ("other",)
+    assert registry.problems == ()
+
+
 def test_file_may_not_replace_a_builtin_role(folder: Path) -> None:
     write(folder, "command")
     registry = RoleRegistry.load(folder)

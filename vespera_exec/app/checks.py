@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
 from vespera_exec.errors import InvalidInput
-from vespera_exec.model.jsonable import exact_json
+from vespera_exec.model.jsonable import clean_text, exact_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vespera_exec.app.views import Request
     from vespera_exec.model.events import Json
     from vespera_exec.settings import Settings
 
+_DEEPEST = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
@@ -56,6 +61,62 @@ def inputs(given: Mapping[str, Json], settings: Settings) -> dict[str, Json]:
     return exact
 
 
+def plain(given: Json, what: str) -> None:
+    """Depth, numbers and strings of JSON that came through a door.
+
+    Raises:
+        InvalidInput: `what` is nested more than 64 deep, or has a number that is not finite, a NUL, or half a
+            surrogate pair, in a key too.
+    """
+    level: list[Json] = [given]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise InvalidInput(f"{what}: nested more than {_DEEPEST} deep")
+        below: list[Json] = []
+        for each in level:
+            if isinstance(each, dict):
+                below += each.keys()
+                below += each.values()
+            elif isinstance(each, list):
+                below += each
+            elif isinstance(each, str):
+                _check_text(each, what)
+            elif isinstance(each, float) and not math.isfinite(each):
+                raise InvalidInput(f"{what}: a number is not finite", hint="JSON has no NaN and no Infinity")
+        level = below
+
+
+def request_digest(request: Request) -> bytes:
+    """What tells this request from others: SHA-256 of what it asks for, not of how long its caller waits.
+
+    Raises:
+        InvalidInput: a value is no JSON.
+    """
+    asked = request.model_dump(exclude={"idempotency_key", "wait_ms"})
+    exact = {name: exact_json(value, name) for name, value in asked.items()}
+    return hashlib.sha256(orjson.dumps(exact, option=orjson.OPT_SORT_KEYS)).digest()
+
+
 def reason(text: str) -> str:
-    """A cancel's reason, made safe to show: never a cause to refuse the cancel."""
+    """The reason of a cancel, pause or resume, made safe to show: never a cause to refuse it."""
     return _CONTROL_IN_TEXT.sub("\ufffd", text)[:500]
+
+
+def _check_text(text: str, what: str) -> None:
+    if "\0" in text:
+        raise InvalidInput(f"{what}: a string has a NUL")
+    if clean_text(text) is not text:
+        raise InvalidInput(f"{what}: a string has half a surrogate pair", hint="give text in Unicode")
+
+
+def absolute_path(text: str) -> Path:
+    """
+    Raises:
+        InvalidInput: it depends on where somebody stands, or cannot be a path.
+    """
+    path = Path(text)
+    if "\0" in text or not path.is_absolute():
+        raise InvalidInput("path must be absolute")
+    return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import uuid
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import anyio
 
 from roles.registry import RoleRegistry
 from vespera_exec import paths
+from vespera_exec.app.recovery import Recovery
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.starting import Starter
 from vespera_exec.app.tasks import LiveTasks
@@ -26,6 +26,7 @@ from vespera_exec.model.clock import SYSTEM_CLOCK
 from vespera_exec.monitoring.sampler import UsageSampler
 from vespera_exec.settings import Settings
 from vespera_exec.store.lock import OwnerLock
+from vespera_exec.store.owners import recorded
 from vespera_exec.store.store import Store
 
 if TYPE_CHECKING:
@@ -55,19 +56,19 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
     settings = settings or Settings.load()
     if path is not None:
         settings = replace(settings, data_dir=_folder(path))
-    owner = f"{purpose}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     # A daemon outlasts the last moments of the one it follows.
     waiting = 5.0 if purpose == "daemon" else 0.0
-    with OwnerLock.acquire(settings.data_dir, purpose=purpose, wait_seconds=waiting):
+    with OwnerLock.acquire(settings.data_dir, purpose=purpose, wait_seconds=waiting) as lock:
+        owner = lock.owner.id
         # A daemon has no children but its own shims; an embedding program may have others.
         adopts = purpose == "daemon" and become_subreaper()
         trusted = made_here(settings.data_dir, os.environ)
         token = default_token(settings.data_dir)
         scratch = settings.data_dir / paths.SCRATCH
         shutil.rmtree(scratch, ignore_errors=True)  # nothing runs yet: what is there was left
-        async with Store.open(settings, mask=[token.encode()]) as store:
+        async with Store.open(settings, mask=[token.encode()]) as store, recorded(store.journal, lock.owner) as owners:
             unfinished = await store.queries.unfinished()
-            dead = [life.execution_id for life, _ in unfinished]
+            dead = [each.lifecycle.execution_id for each in unfinished]
             left = await anyio.to_thread.run_sync(sweep, dead) if dead else 0
             if left:
                 _log.warning("Ended %d processes that a dead owner had left", left)
@@ -95,11 +96,19 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                 )
                 starter = Starter(store=store, tasks=tasks, roles=roles, settings=settings, owner=owner)
                 vespera = Vespera(
-                    settings=settings, store=store, engine=engine, roles=roles, tasks=tasks, starter=starter
+                    settings=settings,
+                    store=store,
+                    engine=engine,
+                    roles=roles,
+                    tasks=tasks,
+                    starter=starter,
+                    owners=owners,
                 )
-                async with engine.running():
-                    for life, progress in unfinished:
-                        await vespera.take_over(life, progress, trusted=trusted)
+                recovery = Recovery(
+                    tasks=tasks, roles=roles, starter=starter, engine=engine, owner=owner, trusted=trusted
+                )
+                async with engine.running(), store.upkeep.running():
+                    recovery.take_over(unfinished)
                     await store.journal.sync()
                     yield vespera
 

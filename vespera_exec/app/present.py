@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,14 @@ from vespera_exec.model.events import Json, mapping
 from vespera_exec.model.progress import Progress, measured
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from vespera_exec.model.clock import Clock
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.record import TaskRecord
+    from vespera_exec.model.task import Task
     from vespera_exec.monitoring.eta import NaiveEstimator
+    from vespera_exec.store.owners import Tenure
 
 
 def summary(
@@ -131,3 +134,21 @@ def error(life: Lifecycle) -> dict[str, Json] | None:
 
 def _rounded(value: float | None) -> float | None:
     return round(value, 2) if value is not None else None
+
+
+def work(tasks: Iterable[Task], *, limit: int) -> list[views.WorkRow]:
+    """Of these tasks the executions that have begun, the oldest first."""
+    shown: list[views.WorkRow] = []
+    for task in tasks:
+        session = task.execution.current_session
+        if session is None or session.lifecycle.status is ExecutionStatus.PENDING or len(shown) == limit:
+            continue
+        status = session.lifecycle.status.value
+        shown.append(
+            views.WorkRow(task_id=task.id, session_id=session.session_id, title=task.record.title, status=status)
+        )
+    return shown
+
+
+def owners(tenures: Iterable[Tenure]) -> list[views.OwnerView]:
+    return [views.OwnerView(**asdict(each)) for each in tenures]

@@ -12,8 +12,7 @@ import orjson
 from roles.execution import RoleExecutor
 from vespera_exec.app import checks, views
 from vespera_exec.engine.running import Job, Policy
-from vespera_exec.errors import AlreadyExecuting, ExecutionError, InvalidInput, PermissionDenied, RoleNotFound
-from vespera_exec.model.enums import ExecutionStatus
+from vespera_exec.errors import AlreadyExecuting, Conflict, InvalidInput, PermissionDenied
 from vespera_exec.model.events import Json, mapping
 from vespera_exec.model.ledger import RequestRecord
 from vespera_exec.model.principal import Caller
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.work import Work, WorkResult
     from vespera_exec.model.ledger import IdempotencyRecord
-    from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.model.task import Task
     from vespera_exec.settings import Settings
@@ -122,43 +120,30 @@ class Starter:
         given = task.inputs if request.inputs is None else request.inputs
         return self._enqueue(task, role, self._completed(caller, role, dict(given)), caller, request)
 
-    async def take_over(self, task: Task, lifecycle: Lifecycle, *, trusted: bool) -> Job | None:
-        """What becomes of an execution whose owner died: a job where it goes on; else it ends, and says why."""
-        session = task.execution.current_session
-        if session is None:
-            return None
-        session.change_owner(self._owner)
-        match lifecycle.status:
-            case ExecutionStatus.PENDING if trusted:
-                body = await self._store.queries.get_request(lifecycle.run_id)
-                try:
-                    role = self._roles.get(lifecycle.role_name or "")
-                except (RoleNotFound, InvalidInput) as error:
-                    session.fail(error)
-                    return None
-                if body is not None:
-                    return self._job(task, session, role, orjson.loads(body))
-                session.fail(ExecutionError("Who asked for it is not known any more", code="INTERRUPTED"))
-            case ExecutionStatus.PENDING:
-                text = "It was queued in a data directory that was not made here by you, and was not run"
-                session.fail(ExecutionError(text, code="INTERRUPTED"))
-            case ExecutionStatus.CANCELLING:
-                session.end_cancelled(outcome={"owner_died": lifecycle.owner})
-            case _:
-                text = f"The server that ran it ({lifecycle.owner}) ended in the middle"
-                session.fail(ExecutionError(text, code="INTERRUPTED", context={"owner": lifecycle.owner}))
-        return None
-
     @asynccontextmanager
-    async def once(self, caller: Caller, operation: str, key: str | None) -> AsyncGenerator[IdempotencyRecord | None]:
-        """One request per idempotency key at a time; what the key stands for, where it has been used."""
+    async def once(
+        self, caller: Caller, operation: str, request: views.NewTask | views.Execute
+    ) -> AsyncGenerator[IdempotencyRecord | None]:
+        """One request per idempotency key at a time; what the key stands for, where it has been used.
+
+        Raises:
+            Conflict: it has been used for a request that asked for something else.
+            InvalidInput: the inputs cannot be compared, as they are no JSON.
+        """
+        key = request.idempotency_key
         if key is None:
             yield None
             return
         name = (caller.principal, operation, key)
         lock = self._keys.setdefault(name, asyncio.Lock())
         async with lock:
-            yield await self._store.queries.find_idempotent(*name)
+            known = await self._store.queries.find_idempotent(*name)
+            if known is not None and known.digest not in (None, checks.request_digest(request)):
+                raise Conflict(
+                    f"the idempotency key {key[:100]!r} has been used for another request (task {known.task_id})",
+                    hint="use another key, or repeat the first request unchanged",
+                )
+            yield known
 
     def _completed(self, caller: Caller, role: Role, given: dict[str, Json]) -> dict[str, Json]:
         completed = role.validate_inputs(checks.inputs(given, self._settings))
@@ -183,17 +168,22 @@ class Starter:
             task.execution.change(inputs=inputs)
             task.ledger.keep(RequestRecord(run_id=session.run_id, body=orjson.dumps(asked)))
             if request.idempotency_key is not None:
-                task.remember_key(caller.principal, "execute", request.idempotency_key, session.run_id)
-        return self._job(task, session, role, asked)
+                digest = checks.request_digest(request)
+                task.remember_key(caller.principal, "execute", request.idempotency_key, session.run_id, digest=digest)
+        return self.job(task, session, role, asked)
 
-    def _job(self, task: Task, session: ExecutionSession, role: Role, asked: Mapping[str, Json]) -> Job:
-        caller = Caller(
+    def caller(self, asked: Mapping[str, Json]) -> Caller:
+        """Who asked, out of what was kept of a request."""
+        return Caller(
             principal=asked["principal"],
             scopes=frozenset(asked["scopes"]),
             over_tcp=asked["over_tcp"],
             cwd=asked["cwd"],
             env=mapping(asked.get("env")),
         )
+
+    def job(self, task: Task, session: ExecutionSession, role: Role, asked: Mapping[str, Json]) -> Job:
+        """What the engine is given, from what was `asked` for: also by a later owner."""
 
         async def run(work: Work) -> WorkResult:
             return await self._executor.execute_task_with_tracking(task, role, work)
@@ -202,7 +192,7 @@ class Starter:
             task=task,
             session=session,
             run=run,
-            caller=caller,
+            caller=self.caller(asked),
             policy=Policy(
                 timeout_seconds=asked.get("timeout_seconds")
                 or role.timeout_seconds

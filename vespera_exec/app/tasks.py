@@ -13,6 +13,7 @@ from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.task import Task
 
 if TYPE_CHECKING:
+    from vespera_exec.engine.engine import Run
     from vespera_exec.model.clock import Clock
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.progress import Progress
@@ -38,6 +39,13 @@ class Found:
     progress: Progress | None
     session: ExecutionSession | None
     by_session: bool
+
+
+def meant(found: Found, run: Run | None) -> ExecutionSession | None:
+    """The live session that is to be acted on: the id of an earlier attempt means the active run."""
+    if run is not None and found.life is not None and found.life.run_id == run.run_id:
+        return run.session
+    return found.session
 
 
 class LiveTasks:
@@ -75,6 +83,10 @@ class LiveTasks:
 
     def release(self, task: Task) -> None:
         self._held.pop(task.id, None)
+
+    def held(self) -> list[Task]:
+        """Those whose run is active."""
+        return list(self._held.values())
 
     async def get(self, any_id: str) -> Task:
         """The live task of an id.

@@ -243,6 +243,30 @@ class Cancelled(View):
     """Where it was waited for: which rung of the ladder ended the work."""
 
 
+class Paused(View):
+    """The answer to a pause. `success` says that it is paused, or with `pending` that it will be."""
+
+    success: bool
+    message: str
+    status: str
+    session_id: str | None = None
+    already: bool = False
+    pending: bool = False
+    """It goes on until its work reaches a place where it can stop."""
+    reason: str | None = None
+
+
+class Resumed(View):
+    """The answer to a resume. `already` says that it was not paused."""
+
+    success: bool
+    message: str
+    status: str
+    session_id: str | None = None
+    already: bool = False
+    reason: str | None = None
+
+
 class Metrics(View):
     """Over all executions of a task. Rates count completed against completed, failed and timed out."""
 
@@ -265,6 +289,53 @@ class Metrics(View):
     phase_seconds: dict[str, float] | None = None
 
 
+class WorkRow(View):
+    """An execution that would be interrupted by the end of the daemon."""
+
+    task_id: str
+    session_id: str
+    title: str
+    status: str
+
+
+class OwnerView(View):
+    """A process that owned the data directory. `ended` is "clean", "dead" or, while it lives, null."""
+
+    generation: int
+    owner: str
+    pid: int
+    purpose: str
+    version: str
+    since: str
+    until: str | None
+    ended: str | None
+
+
+class CheckView(View):
+    """One thing that `doctor` looked at. `level` is ok, warning or error; `hint` says what to do."""
+
+    name: str
+    level: str
+    what: str
+    hint: str = ""
+
+
+class Checked(View):
+    checks: list[CheckView]
+
+
+class Backup(Request):
+    """`path` is absolute; a file that is there is replaced only with `overwrite`."""
+
+    path: str
+    overwrite: bool = False
+
+
+class BackedUp(View):
+    path: str
+    size_bytes: int
+
+
 class DaemonView(View):
     version: str
     pid: int
@@ -278,3 +349,7 @@ class DaemonView(View):
     head: int
     connections: int
     store_fault: str | None
+    work: list[WorkRow]
+    """What runs, at most 20 of it."""
+    owners: list[OwnerView]
+    """The last owners of the data directory, this one first."""

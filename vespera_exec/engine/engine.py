@@ -40,6 +40,9 @@ _log = logging.getLogger(__name__)
 
 S = ExecutionStatus
 
+_STARTABLE = (S.PENDING, S.RECOVERING, S.PREPARING)
+"""The last is of one that was parked."""
+_BEGUN = 1_000_000
 _REMOVING_SECONDS = 2.0
 _ANNOUNCING_SECONDS = 0.5
 
@@ -151,9 +154,11 @@ class Engine:
         self._on_done = on_done
         self._queue: WaitingQueue[Job] = WaitingQueue()
         self._waiting: dict[str, Job] = {}
+        """All that have no slot: in the queue, or parked."""
+        self._parked: dict[str, Job] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._withdrawn: deque[str] = deque()
-        self._slots: set[str] = set()
+        self._slots: dict[str, RunningExecution] = {}
         self._runs: dict[str, Run] = {}
         """By run id, until its end is on disk; a task may have its next run by then."""
         self._latest: dict[str, Run] = {}
@@ -176,16 +181,30 @@ class Engine:
                 group.cancel_scope.cancel()
 
     def submit(self, job: Job) -> Run:
-        """Queue a job whose PENDING is on disk. Its run is active from now until its end is on disk."""
+        """Queue a job that is PENDING, or RECOVERING from a dead owner. Its run is active until its end is on disk.
+
+        One that is PAUSED waits until `resumed` is told.
+        """
         life = job.session.lifecycle
         run = Run(life.run_id, life.task_id, job.session)
         self._runs[life.run_id] = self._latest[life.task_id] = run
-        self._enqueue(job)
+        self._wait(job)
         return run
+
+    def resumed(self, session: ExecutionSession) -> bool:
+        """Queue the job of a session that has left PAUSED; False where none is parked for it."""
+        if (job := self._parked.pop(session.session_id, None)) is None:
+            return False
+        self._enqueue(job)
+        return True
 
     def run_of(self, task_id: str) -> Run | None:
         """The active run of a task, or None."""
         return self._latest.get(task_id)
+
+    def execution_of(self, session_id: str) -> RunningExecution | None:
+        """The execution of a session that has a slot, also while it is paused, or None."""
+        return self._slots.get(session_id)
 
     @property
     def queued(self) -> int:
@@ -202,6 +221,16 @@ class Engine:
 
     # the queue
 
+    def _wait(self, job: Job) -> None:
+        """Until there is a slot, or it is resumed, or it ends."""
+        self._waiting[job.key] = job
+        if job.session.lifecycle.status is S.PAUSED:
+            self._parked[job.key] = job
+        else:
+            self._enqueue(job)
+        if job.session.cancellation_token is not None:
+            job.session.cancellation_token.on_cancel(lambda _: self._withdraw(job.key))
+
     def _enqueue(self, job: Job) -> None:
         life, now = job.session.lifecycle, self._clock.monotonic()
         not_before = None
@@ -209,10 +238,9 @@ class Engine:
             not_before = now + (life.not_before - self._clock.now()).total_seconds()
         if job.policy.wait_timeout_seconds:
             heapq.heappush(self._deadlines, (max(now, not_before or now) + job.policy.wait_timeout_seconds, job.key))
-        self._waiting[job.key] = job
-        self._queue.put(job.key, job, priority=life.priority, not_before=not_before)
-        if job.session.cancellation_token is not None:
-            job.session.cancellation_token.on_cancel(lambda _: self._withdraw(job.key))
+        # What has begun goes before what has not.
+        priority = life.priority if life.status is S.PENDING else _BEGUN
+        self._queue.put(job.key, job, priority=priority, not_before=not_before)
         self._wake.set()
 
     def _withdraw(self, key: str) -> None:
@@ -233,12 +261,16 @@ class Engine:
                     self._leave(job, group)
             now = self._clock.monotonic()
             while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self._waiting):
-                if job := self._waiting.get(heapq.heappop(self._deadlines)[1]):
+                job = self._waiting.get(heapq.heappop(self._deadlines)[1])
+                if job is not None and job.key not in self._parked:
                     self._wait_no_longer(job)
                     self._leave(job, group)
             while len(self._slots) < self._options.max_concurrent and (job := self._queue.pop(now)):
+                if job.session.lifecycle.status is S.PAUSED:
+                    self._parked[job.key] = job
+                    continue
                 del self._waiting[job.key]
-                self._slots.add(job.key)
+                self._slots[job.key] = self._new_execution(job)
                 group.start_soon(self._execute, job, group)
             due = [self._queue.next_time(), self._deadlines[0][0] if self._deadlines else None]
             times = [time for time in due if time is not None]
@@ -255,23 +287,34 @@ class Engine:
             _log.exception("That %s waited too long could not be recorded", job.key)
 
     def _leave(self, job: Job, group: TaskGroup) -> None:
-        """It ended before its turn came."""
+        """It ended before its turn came, or is to end and nothing of it runs."""
         del self._waiting[job.key]
+        self._parked.pop(job.key, None)
         self._queue.discard(job.key)
+        self._end_if_cancelling(job)
         group.start_soon(self._done, job)
+
+    def _end_if_cancelling(self, job: Job) -> None:
+        try:
+            if job.session.lifecycle.status is S.CANCELLING:
+                job.session.end_cancelled()
+        except VesperaError:
+            _log.exception("The end of %s could not be recorded", job.key)
 
     # one execution
 
     async def _execute(self, job: Job, group: TaskGroup) -> None:
         following = None
         try:
-            if job.session.lifecycle.status is S.PENDING:
+            if job.session.lifecycle.status in _STARTABLE:
                 following = await self._attempt(job, group)
+            else:
+                self._end_if_cancelling(job)
         # The supervisor of one execution: what goes wrong with it is its end, and no other's.
         except Exception as fault:  # noqa: BLE001
             self._give_up(job, fault)
         finally:
-            self._slots.discard(job.key)
+            self._slots.pop(job.key, None)
             self._wake.set()
         if following is None:
             await self._done(job)
@@ -279,28 +322,40 @@ class Engine:
         await self._durable(job)
         if run := self._runs.get(following.session.run_id):
             run.session = following.session
-        self._enqueue(following)
+        self._wait(following)
 
     async def _attempt(self, job: Job, group: TaskGroup) -> Job | None:
         """One execution from its start to its conclusion; the job of the next attempt, where there is one."""
-        running = RunningExecution(
+        self._begin(job.session)
+        await self._durable(job)
+        try:
+            outcome = await self._slots[job.key].run(group)
+        finally:
+            await self._remove(self._scratch_root / job.key)
+        return self._conclude(job, outcome)
+
+    def _new_execution(self, job: Job) -> RunningExecution:
+        return RunningExecution(
             job,
             open_output=self._open_output,
             sampled=self._sampled,
             scratch=self._scratch_root / job.key,
             before_ladder=self._announced,
+            on_disk=partial(self._durable, job),
             refusing=lambda: self._log.fault is not None,
             secrets=self._options.secrets,
             adopts_orphans=self._options.adopts_orphans,
             read_interval=self._options.read_interval,
         )
-        job.session.start_execution()
-        await self._durable(job)
-        try:
-            outcome = await running.run(group)
-        finally:
-            await self._remove(self._scratch_root / job.key)
-        return self._conclude(job, outcome)
+
+    def _begin(self, session: ExecutionSession) -> None:
+        with session.ledger:
+            life = session.lifecycle
+            if life.status is S.PENDING:
+                session.start_execution()
+            elif life.status is S.RECOVERING:
+                found = "from its last checkpoint" if life.checkpoint_at else "from the start, for want of a checkpoint"
+                session.update_status(S.PREPARING, f"It goes on {found}")
 
     @contextmanager
     def _sampled(self, running: RunningExecution) -> Generator[None]:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import anyio
 
+from vespera_exec.engine.pausing import Pauses
 from vespera_exec.engine.processes import ProcessLauncher
-from vespera_exec.engine.tracking import Gate, SessionTracking
+from vespera_exec.engine.tracking import SessionTracking
 from vespera_exec.engine.work import Process, ProcessExit, ProcessSpec, RetryRule, Work, WorkResult
 from vespera_exec.errors import CancellationException, ExecutionError
 from vespera_exec.model.cancellation import CancellationToken
+from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.principal import Caller
 from vespera_exec.store.output import MASK, SecretMask
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 CANCEL_SECONDS = 5.0
 """From the request to the terminal event, whatever the work does."""
+
+_PAUSED_LOOK_SECONDS = 1.0
+"""Between two looks at the clock of a paused execution, which stands."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +56,6 @@ class Policy:
     wait_timeout_seconds: float = 0.0
     grace_seconds: float = 3.0
     retry: RetryRule | None = None
-    max_attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,7 @@ class RunningExecution:
         sampled: Callable[[RunningExecution], AbstractContextManager[object]],
         scratch: Path,
         before_ladder: Callable[[], Awaitable[object]],
+        on_disk: Callable[[], Awaitable[object]],
         refusing: Callable[[], bool] = lambda: False,
         secrets: tuple[bytes, ...] = (),
         adopts_orphans: bool = False,
@@ -112,6 +117,9 @@ class RunningExecution:
             adopts_orphans=adopts_orphans,
             read_interval=read_interval,
         )
+        self._pauses = Pauses(job.session, self._launcher, on_disk)
+        self._keeping = False
+        self._group: TaskGroup | None = None
         self._output: OutputSink | None = None
         self._scope = anyio.CancelScope()
         self._news = anyio.Event()
@@ -129,6 +137,28 @@ class RunningExecution:
         """Pids of the shims, for the usage sampler."""
         return self._launcher.roots
 
+    @property
+    def pause_pending(self) -> bool:
+        """A pause is wanted and has not taken effect: the work has not come to a place where it stops."""
+        return self._pauses.pending
+
+    def pause(self, reason: str) -> bool:
+        """Ask it to stand still; False when its work is over or is being ended. PAUSED says that it does."""
+        accepted = self._pauses.pause(reason)
+        self._keep_pauses()
+        return accepted
+
+    def resume(self, reason: str) -> bool:
+        """Record that it goes on, which it does once that is on disk; False as for `pause`."""
+        accepted = self._pauses.resume(reason)
+        self._keep_pauses()
+        self._news.set()
+        return accepted
+
+    async def settled(self) -> None:
+        """Returns when it stands or goes on as was asked, is asked otherwise, or is over."""
+        await self._pauses.settled()
+
     async def run(self, group: TaskGroup) -> Outcome:
         """The outcome, with nothing of the work left behind.
 
@@ -139,6 +169,7 @@ class RunningExecution:
         loop = asyncio.get_running_loop()
         requested = self.job.session.cancellation_token or CancellationToken()
         if requested.is_cancelled:
+            self._pauses.close()
             return Outcome(error=CancellationException(requested.cancellation_reason))
         # The work's own token: a timeout cancels the work, but it is no request to cancel the execution.
         token = requested.child()
@@ -152,9 +183,11 @@ class RunningExecution:
 
         undo = requested.on_cancel(tell)
         try:
+            self._group = group
+            self._keep_pauses()
             group.start_soon(self._run_work, self._work(token))
             await self._until_news()
-            if self._launching is None or self._over:
+            if self._launching is None or self.over:
                 await self._stop(token)
             else:
                 await self._with_processes(token, self._launching)
@@ -164,6 +197,7 @@ class RunningExecution:
         finally:
             undo()
             token.detach()
+            self._pauses.close()
             self._refuse_launches()
             if not self._ended:
                 self._tracking.fence()
@@ -176,6 +210,7 @@ class RunningExecution:
             self._launching = anyio.Event()
             self._news.set()
         await self._launching.wait()
+        await self._pauses.gate.passed()
         if self._closed or self._output is None:
             raise CancellationException("the execution is over, or is being cancelled")
         heard = _Heard(self._output, spec, self._secrets)
@@ -185,7 +220,8 @@ class RunningExecution:
         return heard
 
     @property
-    def _over(self) -> bool:
+    def over(self) -> bool:
+        """Its work has ended, or has to."""
         return self._ended or self._cancelled or self._timed_out
 
     def _work(self, token: CancellationToken) -> Work:
@@ -198,7 +234,7 @@ class RunningExecution:
             inputs=record.inputs,
             token=token,
             tracking=self._tracking,
-            gate=Gate(),
+            gate=self._pauses.gate,
             launcher=self,
             scratch=self._scratch,
             caller=self.job.caller,
@@ -209,6 +245,8 @@ class RunningExecution:
     async def _run_work(self, work: Work) -> None:
         try:
             with self._scope:
+                await self._pauses.gate.passed()
+                work.token.throw_if_cancelled()
                 self._outcome = Outcome(result=await self.job.run(work))
         except asyncio.CancelledError:
             if anyio.current_effective_deadline() == -math.inf:
@@ -223,6 +261,7 @@ class RunningExecution:
             self._outcome = Outcome(error=error)
         finally:
             self._ended = True
+            self._pauses.close()
             self._news.set()
 
     async def _with_processes(self, token: CancellationToken, launching: anyio.Event) -> None:
@@ -239,7 +278,7 @@ class RunningExecution:
     async def _until_news(self) -> None:
         """Until the work has ended or has to, or wants to launch its first process."""
         limit = self.job.policy.timeout_seconds
-        while not self._over and (self._launching is None or self._launching.is_set()):
+        while not self.over and (self._launching is None or self._launching.is_set()):
             self._news = anyio.Event()
             if not limit:
                 await self._news.wait()
@@ -248,6 +287,8 @@ class RunningExecution:
             if left <= 0:
                 self._timed_out = True
                 return
+            if self.job.session.status is ExecutionStatus.PAUSED:
+                left = max(left, _PAUSED_LOOK_SECONDS)
             with anyio.move_on_after(left):
                 await self._news.wait()
 
@@ -255,6 +296,7 @@ class RunningExecution:
         """Down the ladder until the work has ended; it alone says then by which rung. Nothing where it has ended."""
         if self._ended:
             return
+        self._pauses.close()
         with anyio.move_on_after(CANCEL_SECONDS):
             await self._before_ladder()
             if self._timed_out:
@@ -286,15 +328,29 @@ class RunningExecution:
             self._news = anyio.Event()
             await self._news.wait()
 
+    def _keep_pauses(self) -> None:
+        if self._group is not None and not self._keeping and not self._pauses.is_settled:
+            self._keeping = True
+            self._group.start_soon(self._kept)
+
+    async def _kept(self) -> None:
+        try:
+            await self._pauses.keep()
+        # The supervisor of the pauses: a fault of theirs ends no work, and no other execution.
+        except Exception:  # noqa: BLE001
+            _log.exception("The pauses of %s have failed; it can still be cancelled", self.job.key)
+
     def _abandon(self) -> None:
         self._rung = "abandoned"
         _log.warning("Work of %s will not stop; it is fenced off and abandoned", self.job.key)
 
     def _refuse_launches(self) -> None:
+        """Nothing starts any more, and whoever waits to start hears it."""
         self._closed = True
         if self._launching is None:
             self._launching = anyio.Event()
         self._launching.set()
+        self._pauses.gate.open()
 
 
 class _Heard:

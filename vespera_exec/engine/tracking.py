@@ -73,12 +73,3 @@ class SessionTracking:
     def _check(self) -> None:
         if self._fenced:
             raise CancellationException("this work was abandoned; its reports are refused")
-
-
-class Gate:
-    """`PauseGate` of work that nothing pauses: always open."""
-
-    __slots__ = ()
-
-    async def passed(self) -> None:
-        """Returns at once."""

@@ -1,0 +1,149 @@
+"""What becomes of the executions that a dead owner left: they go on, or they end in a state that says why."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+
+from vespera_exec.errors import ExecutionError, InvalidInput, InvalidTransitionError, RoleNotFound
+from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
+
+if TYPE_CHECKING:
+    from roles.definition import Role
+    from roles.registry import RoleRegistry
+    from vespera_exec.app.starting import Starter
+    from vespera_exec.app.tasks import LiveTasks
+    from vespera_exec.engine.engine import Engine
+    from vespera_exec.engine.running import Job
+    from vespera_exec.model.lifecycle import Lifecycle
+    from vespera_exec.model.session import ExecutionSession
+    from vespera_exec.model.task import Task
+    from vespera_exec.store.queries import Unfinished
+
+S = ExecutionStatus
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Recovered:
+    """How many went which way."""
+
+    queued: int = 0
+    """Had not begun, and wait for their turn as before."""
+    resumed: int = 0
+    """Had begun, and go on from their last checkpoint."""
+    paused: int = 0
+    """As those, but stay paused."""
+    ended: int = 0
+    """Are over: interrupted, or cancelled as was asked."""
+
+
+class Recovery:
+    """Takes over, for the owner of a data directory, what another left unfinished."""
+
+    def __init__(
+        self, *, tasks: LiveTasks, roles: RoleRegistry, starter: Starter, engine: Engine, owner: str, trusted: bool
+    ) -> None:
+        """`trusted` False: the directory was not made here by this user, and nothing that comes out of it is run."""
+        self._tasks = tasks
+        self._roles = roles
+        self._starter = starter
+        self._engine = engine
+        self._owner = owner
+        self._trusted = trusted
+
+    def take_over(self, left: list[Unfinished]) -> Recovered:
+        """Decide about all of them. It is on disk after the next `sync`; the engine starts nothing before."""
+        done = Recovered()
+        for each in left:
+            task = self._tasks.adopt(each.task, each.lifecycle, each.progress)
+            session = task.execution.current_session
+            if session is None:
+                continue
+            with session.ledger:
+                session.change_owner(self._owner)
+                job = self._continued(task, session, each)
+            if job is None:
+                done.ended += 1
+                continue
+            self._tasks.hold(task)
+            self._engine.submit(job)
+            match session.lifecycle.status:
+                case S.PENDING:
+                    done.queued += 1
+                case S.PAUSED:
+                    done.paused += 1
+                case _:
+                    done.resumed += 1
+        if left:
+            _log.warning(
+                "Took over from a dead owner: %d queued, %d going on, %d paused, %d ended",
+                done.queued, done.resumed, done.paused, done.ended,
+            )  # fmt: skip
+        return done
+
+    def _continued(self, task: Task, session: ExecutionSession, left: Unfinished) -> Job | None:
+        """The job of an execution that goes on; None where it has ended here."""
+        life = left.lifecycle
+        if life.status is S.CANCELLING:
+            session.end_cancelled(outcome={"owner_died": life.owner})
+            return None
+        began = life.status is not S.PENDING
+        died = f"The server that ran it ({life.owner}) ended in the middle" if began else ""
+        try:
+            role = self._may_go_on(life, left.request)
+        except ExecutionError as error:
+            said = f"{died}; {error.message}" if began else error.message[:1].upper() + error.message[1:]
+            session.fail(ExecutionError(said, code="INTERRUPTED", context={"owner": life.owner}))
+            return None
+        job = self._starter.job(task, session, role, orjson.loads(left.request or b"{}"))
+        if not began:
+            return job
+        try:
+            self._recover(session, life, died)
+        except InvalidTransitionError:
+            said = f"{died}; that was the last of {session.max_recovery_attempts} recoveries"
+            session.fail(ExecutionError(said, code="INTERRUPTED", context={"owner": life.owner}))
+            return None
+        return job
+
+    def _may_go_on(self, life: Lifecycle, request: bytes | None) -> Role:
+        """The role it goes on with.
+
+        Raises:
+            ExecutionError: why it does not.
+        """
+        if not self._trusted:
+            raise _Refused("it lay in a data directory that was not made here by you, and was not run")
+        if request is None:
+            raise _Refused("who asked for it is not known any more")
+        try:
+            role = self._roles.get(life.role_name or "")
+        except (RoleNotFound, InvalidInput) as error:
+            raise _Refused(f"its role cannot be used any more: {error.message}") from error
+        if not self._starter.permits(self._starter.caller(orjson.loads(request)), role):
+            raise _Refused(f"role {role.name} is not open any more to whoever asked for it")
+        if life.status is S.COMPLETING:
+            raise _Refused("its result was not yet written")
+        if life.status is not S.PENDING and role.on_interrupt != "resume":
+            raise _Refused(f"role {role.name} does not resume")
+        return role
+
+    def _recover(self, session: ExecutionSession, life: Lifecycle, died: str) -> None:
+        """To RECOVERING; one that was paused goes on to PAUSED, since nothing of it runs."""
+        if life.status is not S.RECOVERING:
+            known = {"owner": life.owner, "checkpoint_at": life.checkpoint_at and life.checkpoint_at.isoformat()}
+            session.recover(died, details=known)
+            session.enter_phase(ExecutionPhase.RECOVERY, died)
+        if life.status is S.PAUSED:
+            session.update_status(S.PREPARING, "It was paused, and stays so")
+            session.pause(life.status_message)
+
+
+class _Refused(ExecutionError):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="INTERRUPTED")

@@ -88,7 +88,7 @@ class Cli:
         return str(self.json("status", task_id)["status"])
 
     def stop(self) -> None:
-        self.run("daemon", "stop", "--force")
+        self.run("daemon", "stop", "--now")
 
 
 class Screen:
@@ -177,10 +177,16 @@ class Terminal:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        os.close(self.master)
+        if self.master >= 0:
+            os.close(self.master)
 
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
+
+    def hang_up(self) -> None:
+        """The terminal is gone, as when its window is closed."""
+        os.close(self.master)
+        self.master = -1
 
     def until(self, wanted: str | Callable[[Terminal], bool]) -> None:
         """Reads until the screen shows `wanted`, or it holds."""

@@ -299,7 +299,7 @@ def test_a_daemon_at_work_is_not_stopped_by_accident(fresh: Cli) -> None:
     assert refused.returncode == 125
     assert "(DAEMON_BUSY)" in refused.stderr
     assert fresh.status(task_id) == "running"
-    assert fresh.run("daemon", "stop", "--force").returncode == 0
+    assert fresh.run("daemon", "stop", "--now").returncode == 0
 
 
 def test_run_outlives_the_death_of_the_daemon_and_says_what_became_of_the_work(fresh: Cli) -> None:
@@ -318,7 +318,7 @@ def test_a_kill_of_the_program_leaves_the_work_alone(cli: Cli) -> None:
     running = cli.start("run", "--title", "left alone", "--", "sh", "-c", "echo begun; sleep 60")
     assert running.stdout is not None
     assert running.stdout.readline() == "begun\n"
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(signal.SIGKILL)
     running.communicate(timeout=30)
     task_id = cli.json("list", "--text", "left alone")["tasks"][0]["task_id"]
     assert cli.status(task_id) == "running"

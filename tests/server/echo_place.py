@@ -119,7 +119,10 @@ class Client:
         self._next = 0
 
     def send(self, message: dict[str, Any]) -> None:
-        data = memoryview(json.dumps(message).encode() + b"\n")
+        self.write(json.dumps(message).encode() + b"\n")
+
+    def write(self, line: bytes) -> None:
+        data = memoryview(line)
         while data:
             data = data[os.write(self._write_fd, data) :]
 

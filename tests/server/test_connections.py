@@ -21,9 +21,9 @@ from vespera_exec import __version__
 from vespera_exec.app.callers import current_caller
 from vespera_exec.errors import DaemonUnavailable
 from vespera_exec.model.principal import Caller
-from vespera_exec.server.bridge import preamble
 from vespera_exec.server.connections import Connection, McpSocket, serve_mcp_socket
 from vespera_exec.server.conversation import serve_connection
+from vespera_exec.server.greeting import preamble
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -257,7 +257,7 @@ async def test_an_answer_that_cannot_be_sent_costs_that_answer_only(runtime_dir:
         (b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}\n', "no preamble"),
         (b"GET / HTTP/1.1\r\n", "no preamble"),
         (b"[" * 50000 + b"\n", "no preamble"),
-        (b'{"vespera": 2}\n', "preamble version 1, not 2"),
+        (b'{"vespera": 2}\n', "speaks protocol 1; you are version ? and speak 2"),
         (b"x" * 70000, "at most 65536 bytes"),
     ],
     ids=["json-rpc", "http", "deep", "version", "endless"],

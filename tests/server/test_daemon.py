@@ -21,6 +21,8 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
 
+from vespera_exec.store.lock import OwnerLock
+
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
@@ -47,10 +49,10 @@ def bearer(place: Place) -> dict[str, str]:
     return {"Authorization": f"Bearer {(place.data_dir / 'token').read_text().strip()}"}
 
 
-def refusal(daemon: subprocess.Popen[str]) -> str:
-    """The last and only line it said besides its log, of one that exits with 1."""
+def refusal(daemon: subprocess.Popen[str], *, code: int = 1) -> str:
+    """The last and only line it said besides its log, of one that exits with `code`."""
     _, said = daemon.communicate(timeout=WITHIN)
-    assert daemon.returncode == 1
+    assert daemon.returncode == code
     *log, line = said.splitlines()
     assert all(json.loads(each)["level"] != "error" for each in log)
     return line
@@ -76,7 +78,7 @@ def test_two_bridges_at_once_start_one_daemon_and_share_it(place: Place) -> None
 
 def test_a_second_daemon_names_the_owner_and_leaves_it_alone(place: Place) -> None:
     first = place.start()
-    line = refusal(place.spawn())
+    line = refusal(place.spawn(), code=os.EX_TEMPFAIL)  # it may be worth another try
     assert f"{first.pid}" in line
     assert "DATA_DIRECTORY_IN_USE" in line
     assert place.ask("/daemon")["pid"] == first.pid
@@ -306,37 +308,50 @@ def read_only(data_dir: Path) -> None:
 
 
 OBSTACLES = pytest.mark.parametrize(
-    ("obstruct", "says"),
+    ("obstruct", "code", "says"),
     [
-        (newer, "newer version"),
-        (no_database, "no database"),
-        (no_folder, "data directory"),
-        (read_only, "data directory"),
+        (newer, "STORE_TOO_NEW", "newer version"),
+        (no_database, "STORE_DAMAGED", "no database"),
+        (no_folder, "STORE_UNAVAILABLE", "data directory"),
+        (read_only, "STORE_UNAVAILABLE", "data directory"),
     ],
 )
 
 
 @OBSTACLES
-def test_a_data_directory_that_cannot_be_used_is_refused_in_one_line(place: Place, obstruct: Any, says: str) -> None:
+def test_a_data_directory_that_cannot_be_used_is_refused_in_one_line(
+    place: Place, obstruct: Any, code: str, says: str
+) -> None:
     obstruct(place.data_dir)
     line = refusal(place.spawn())
     assert line.startswith("vespera-exec: ")
+    assert f"({code})" in line
     assert says in line
     assert str(place.data_dir) in line
 
 
 @OBSTACLES
-def test_the_bridge_answers_with_the_reason_why_there_is_no_daemon(place: Place, obstruct: Any, says: str) -> None:
+def test_the_bridge_answers_with_the_daemons_own_reason_and_that_waiting_does_not_help(
+    place: Place, obstruct: Any, code: str, says: str
+) -> None:
     obstruct(place.data_dir)
     with place.client(greet=False) as client:
         number = client.request("tools/list")
         answer = client.read()
         assert answer["id"] == number
         assert says in answer["error"]["message"]
-        assert answer["error"]["data"]["error_code"] == "DAEMON_UNAVAILABLE"
-        code, said = client.close()
-    assert code == 1
+        assert answer["error"]["data"] == {"error_code": code, "retriable": False}
+        ended, said = client.close()
+    assert ended == 1
     assert says in said
+
+
+def test_a_directory_that_another_program_holds_is_worth_another_try(place: Place) -> None:
+    with OwnerLock.acquire(place.data_dir, purpose="backup"), place.client(greet=False) as client:
+        client.request("tools/list")
+        answer = client.read()
+    assert answer["error"]["data"] == {"error_code": "DATA_DIRECTORY_IN_USE", "retriable": True}
+    assert f"process {os.getpid()} (backup" in answer["error"]["message"]
 
 
 # over TCP

@@ -8,13 +8,14 @@ import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from vespera_exec import __version__, paths
 from vespera_exec.errors import DataDirectoryInUse, StoreUnavailable
-from vespera_exec.store.lock import OwnerLock, read_owner
+from vespera_exec.store.lock import OwnerLock, last_owner, read_owner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,3 +196,22 @@ def test_a_half_written_row_names_nobody_but_still_refuses(tmp_path: Path) -> No
         (tmp_path / paths.LOCK).write_text('{"pid": ')
         with pytest.raises(DataDirectoryInUse, match="another process"):
             OwnerLock.acquire(tmp_path, purpose="daemon")
+
+
+def test_an_owner_is_alive_until_it_ends_even_where_nobody_has_reaped_it(tmp_path: Path) -> None:
+    holder = start(HOLD, tmp_path)
+    owner = read_owner(tmp_path)
+    assert owner is not None
+    assert owner == last_owner(tmp_path)
+    assert owner.id.startswith(f"backup:{holder.pid}:")
+    assert owner.is_alive
+    assert not replace(owner, start_ticks=1).is_alive  # a later process with that pid
+    assert holder.stdin is not None
+    holder.stdin.close()
+    assert os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT) is not None
+    assert not owner.is_alive
+    assert last_owner(tmp_path) == owner
+    assert read_owner(tmp_path) is None
+    holder.wait(10)
+    assert holder.stdout is not None
+    holder.stdout.close()

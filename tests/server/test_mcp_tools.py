@@ -34,6 +34,8 @@ NAMES = {
     "get_task_execution_status",
     "stream_task_execution_events",
     "cancel_task_execution",
+    "pause_task_execution",
+    "resume_task_execution",
     "get_task_performance_metrics",
 }
 UNKNOWN = "no-such-task-anywhere"

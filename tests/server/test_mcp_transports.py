@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx
+import orjson
 import pytest
 from mcp_doors import BEARER, KINDS, ME, OVER_HTTP, Doors, Kind, call, eventually, in_loop, opened, refused, waiting
 from mcp_types import CancelledNotification, CancelledNotificationParams
@@ -330,3 +331,41 @@ async def test_open_streams_do_not_hold_up_the_end(tmp_path: Path) -> None:
                 began = anyio.current_time()
             assert anyio.current_time() - began < 4
             assert b"".join([chunk async for chunk in chunks]) == b""
+
+
+@pytest.mark.parametrize(
+    ("inputs", "complaint"),
+    [
+        (b'{"path":"a\\u0000b"}', "NUL"),
+        (b'{"path":NaN}', "not finite"),
+        (b'"{\\"path\\":\\"\\\\ud800\\"}"', "surrogate"),
+    ],
+)
+async def test_arguments_that_json_should_not_hold_are_refused_over_http(
+    doors: Doors, inputs: bytes, complaint: str
+) -> None:
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "0"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    call_of = {"name": "execute_task", "arguments": {"title": "t", "role": "gated", "inputs": "?"}, "_meta": meta}
+    body = orjson.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call_of})
+    modern = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/call", "Mcp-Name": "execute_task"}
+    async with httpx.AsyncClient(base_url=doors.url or "", headers=BEARER, trust_env=False, timeout=10) as http:
+        answer = await http.post("/mcp", content=body.replace(b'"?"', inputs), headers=JSON_SSE | modern)
+    assert answer.status_code == 200, answer.text
+    data = next((line[5:] for line in answer.text.splitlines() if line.startswith("data:")), answer.text)
+    result = orjson.loads(data)["result"]
+    assert result["isError"]
+    assert result["structuredContent"]["error_code"] == "INVALID_INPUT"
+    assert complaint in result["structuredContent"]["error"]
+
+
+async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(doors: Doors) -> None:
+    body = b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"a":[' + b"0," * 1_000_000 + b"0]}}"
+    async with httpx.AsyncClient(base_url=doors.url or "", headers=BEARER, trust_env=False, timeout=10) as http:
+        for path in ("/mcp", "/messages/?session_id=" + "0" * 32, "/v1/tasks"):
+            answer = await http.post(path, content=body, headers=JSON_SSE)
+            assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_INPUT")
+            assert "50000" in answer.json()["detail"]

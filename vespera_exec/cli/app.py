@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vespera_exec import __version__, paths
-from vespera_exec.cli import output, pages
-from vespera_exec.cli.client import LONG_WAIT_MS, Daemon, DaemonError, segment, start_daemon
-from vespera_exec.errors import InvalidInput, VesperaError
+from vespera_exec.cli import daemon as daemon_commands
+from vespera_exec.cli import output, pages, upkeep
+from vespera_exec.cli.client import LONG_WAIT_MS, Daemon, DaemonError, data_directory, segment
+from vespera_exec.errors import VesperaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 OURS = 125
 """The exit code of our own errors; `run` exits with the work's own code otherwise."""
 USAGE = 2
-NOT_RUNNING = 3
 INTERRUPTED = 130
 READER_GONE = 141
 
@@ -71,7 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"{type(fault).__name__}: {fault}"
         output.failure(DaemonError("INTERNAL_ERROR", what, "VESPERA_DEBUG=1 shows where; please report it"))
         code = OURS
-    return code if output.flush() else code or READER_GONE
+    return _finished(code)
+
+
+def _finished(code: int) -> int:
+    """The exit code, once the output has left."""
+    try:
+        output.flush()
+    except BrokenPipeError:
+        output.forget_stdout()
+        return code or READER_GONE
+    except output.CannotWrite as error:
+        output.failure(error)
+        return code or OURS
+    return code
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -136,7 +149,8 @@ def run(
     vespera-exec run -- pytest -q
 
     Shows progress and the work's output, and exits with the work's own status; 124 timed out, 125 our own
-    error, 130 cancelled. Ctrl-C cancels, a second one leaves. The work gets no stdin.
+    error, 130 cancelled. Ctrl-C cancels, a second one leaves. SIGTERM cancels, too (143). When the terminal
+    goes (SIGHUP) the work goes on without us (129). The work gets no stdin.
     """
     from vespera_exec.cli import starting
 
@@ -144,7 +158,7 @@ def run(
         role=role,
         command=command,
         given=list(given),
-        title=title or " ".join(title_words),
+        title=" ".join(title_words) if title is None and title_words else title,
         description=description,
         priority=priority,
         timeout=timeout,
@@ -231,7 +245,7 @@ def events(*, any_id: str, follow: bool, cursor: int, limit: int, as_json: bool)
                     output.line(pages.event(each))
             if not follow or page["done"]:
                 break
-            sys.stdout.flush()
+            output.flush()
             page = daemon.get(path, cursor=page["next_cursor"], max_events=limit, wait_ms=LONG_WAIT_MS)
     if len(page["events"]) == limit and not page["done"] and not follow:
         output.remark(f"vespera-exec: there may be more; --cursor {page['next_cursor']}")
@@ -302,6 +316,30 @@ def cancel(*, any_id: str, reason: str, no_wait: bool, as_json: bool) -> int:
 
 
 @cli.command()
+@_id
+@click.option("--reason", default="User requested", show_default=True)
+@click.option("--no-wait", is_flag=True, help="Do not wait until it stands still.")
+@_json
+def pause(*, any_id: str, reason: str, no_wait: bool, as_json: bool) -> int:
+    """Stop a run where it stands, until `resume`. Its clock and its timeout stop, too."""
+    body = {"reason": reason} | ({"wait_ms": 0} if no_wait else {})
+    with _daemon() as daemon:
+        answer = daemon.post(f"/tasks/{segment(any_id)}/pause", body).body
+    return _accepted(answer, "NOT_PAUSED", as_json=as_json)
+
+
+@cli.command()
+@_id
+@click.option("--reason", default="User requested", show_default=True)
+@_json
+def resume(*, any_id: str, reason: str, as_json: bool) -> int:
+    """Let a paused run go on."""
+    with _daemon() as daemon:
+        answer = daemon.post(f"/tasks/{segment(any_id)}/resume", {"reason": reason}).body
+    return _accepted(answer, "NOT_RESUMED", as_json=as_json)
+
+
+@cli.command()
 @_json
 def roles(*, as_json: bool) -> None:
     """Who may do the work."""
@@ -353,7 +391,7 @@ def mcp_config(*, client: ClientName, http: bool, as_json: bool) -> None:
 @_json
 def token(*, show: bool, as_json: bool) -> None:
     """Where the token of the TCP door is kept."""
-    data_dir = _data_dir()
+    data_dir = data_directory()
     paths.create_data_dir(data_dir)
     value = _token(data_dir)
     path = str(data_dir / paths.TOKEN)
@@ -372,77 +410,30 @@ def demo(*, path: str) -> int:
     return show(Path(path))
 
 
-@cli.group("daemon", no_args_is_help=True)
-def daemon_commands() -> None:
-    """The background process that owns a data directory."""
-
-
-@daemon_commands.command("start")
-@_json
-def daemon_start(*, as_json: bool) -> None:
-    """Start the daemon, where none runs."""
-    with _daemon() as daemon:
-        start_daemon(daemon.data_dir, os.environ)
-        view = daemon.get("/daemon")
-    _show_daemon(view, as_json=as_json)
-
-
-@daemon_commands.command("status")
-@_json
-def daemon_status(*, as_json: bool) -> int:
-    """Ask the daemon how it is; starts none. Exit code 3 when none runs."""
-    from vespera_exec.cli import owner
-
-    data_dir = _data_dir()
-    view = owner.running(data_dir)
-    if view is not None:
-        _show_daemon(view, as_json=as_json)
-        return 0
-    if as_json:
-        output.document({"daemon": None, "data_dir": str(data_dir)})
-    else:
-        output.line(f"not running: {_said(data_dir)}")
-    return NOT_RUNNING
-
-
-@daemon_commands.command("stop")
-@click.option("--force", is_flag=True, help="Also when executions are running.")
-@_json
-def daemon_stop(*, force: bool, as_json: bool) -> None:
-    """Stop the daemon. What waits is kept; what runs would be interrupted, so that needs --force."""
-    from vespera_exec.cli import owner
-
-    data_dir = _data_dir()
-    view = owner.stop(data_dir, force=force)
-    if as_json:
-        output.document({"stopped": view is not None, "daemon": view, "data_dir": str(data_dir)})
-    else:
-        output.line(f"stopped: process {view['pid']}" if view else f"not running: {_said(data_dir)}")
-
-
-def _data_dir() -> Path:
-    try:
-        cwd = Path.cwd()
-    except OSError as fault:
-        raise InvalidInput("the current folder is gone", hint="change to one that exists") from fault
-    return paths.find_data_dir(cwd, os.environ)
+cli.add_command(daemon_commands.group)
+cli.add_command(upkeep.doctor)
+cli.add_command(upkeep.backup)
 
 
 def _daemon() -> Daemon:
-    return Daemon(_data_dir())
+    return Daemon(data_directory())
+
+
+def _accepted(answer: Json, refusal: str, *, as_json: bool) -> int:
+    """Show what became of a pause or a resume."""
+    if as_json:
+        output.document(answer)
+        return 0 if answer["success"] else OURS
+    if not answer["success"]:
+        raise DaemonError(refusal, f"{answer['message']}: {answer['reason']}")
+    output.line(pages.accepted(answer))
+    return 0
 
 
 def _token(data_dir: Path) -> str:
     from vespera_exec.app.tokens import default_token
 
     return default_token(data_dir)
-
-
-def _show_daemon(view: Json, *, as_json: bool) -> None:
-    if as_json:
-        output.document({"daemon": view, "data_dir": view["data_dir"]})
-    else:
-        output.lines(pages.daemon(view))
 
 
 def _changes(daemon: Daemon, path: str, detail: str | None) -> Iterator[Json]:

@@ -6,10 +6,10 @@ import base64
 import http.client
 import json
 import os
-import re
 import select
 import socket
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
@@ -18,15 +18,12 @@ from vespera_exec.errors import DaemonUnavailable, InvalidInput, VesperaError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from vespera_exec.model.events import Json
 
 LONG_WAIT_MS = 20_000
 _ANSWER_SECONDS = 30.0  # beyond the wait that was asked for
 _PROBLEM = "application/problem+json"
-# How the daemon says on its last line why it does not start.
-_LAST_WORDS = re.compile(r"vespera-exec: (?P<message>.*) \((?P<code>[A-Z][A-Z_]+)\);? ?(?P<hint>.*)\Z", re.DOTALL)
 
 _COMMAND_OF_TOOL = {
     "list_tasks": "`vespera-exec list`",
@@ -58,14 +55,22 @@ class Answer:
 class Daemon:
     """Asks one daemon, starting it when nobody listens (unless `start` is False), and once more when it restarts.
 
+    An answer may take `patience` seconds beyond the wait that was asked for.
     Every request says where the caller stands. All requests may be sent twice: they read, or repeat
     harmlessly (executions by their idempotency key).
     """
 
     def __init__(
-        self, data_dir: Path, *, environ: Mapping[str, str] | None = None, cwd: str | None = None, start: bool = True
+        self,
+        data_dir: Path,
+        *,
+        environ: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        start: bool = True,
+        patience: float = _ANSWER_SECONDS,
     ) -> None:
         self.data_dir = data_dir
+        self._patience = patience
         self._environ = os.environ if environ is None else environ
         self._start = start
         self._headers = _place(os.getcwd() if cwd is None else cwd, self._environ)
@@ -143,7 +148,7 @@ class Daemon:
         if body is not None:
             data = _encoded(body)
             headers["Content-Type"] = "application/json"
-        connection.patience(_ANSWER_SECONDS + wait_ms / 1000)
+        connection.patience(self._patience + wait_ms / 1000)
         connection.request(method, f"{path}?{urlencode(given)}" if given else path, body=data, headers=headers)
 
     def _connect(self) -> UnixConnection:
@@ -295,17 +300,24 @@ def start_daemon(data_dir: Path, environ: Mapping[str, str]) -> None:
     """Returns when a daemon of `data_dir` listens.
 
     Raises:
-        DaemonError: it ended at once; its own reason, where it gave one.
         DaemonUnavailable, StoreUnavailable: as `server.launch.ensure_daemon`.
     """
-    from vespera_exec.server.launch import ensure_daemon
+    from vespera_exec.server.launch import ensure_daemon  # only who starts a daemon pays for it
 
+    ensure_daemon(data_dir, environ)
+
+
+def data_directory() -> Path:
+    """The one that is meant by the current folder and the environment.
+
+    Raises:
+        InvalidInput: the current folder is gone.
+    """
     try:
-        ensure_daemon(data_dir, environ)
-    except DaemonUnavailable as error:
-        if said := _LAST_WORDS.search(error.message):
-            raise DaemonError(said["code"], said["message"], said["hint"] or error.hint) from error
-        raise
+        cwd = Path.cwd()
+    except OSError as fault:
+        raise InvalidInput("the current folder is gone", hint="change to one that exists") from fault
+    return paths.find_data_dir(cwd, os.environ)
 
 
 def segment(any_id: str) -> str:

@@ -80,7 +80,7 @@ def show(path: Path) -> int:
     finally:
         screen.close()
         try:
-            owner.stop(place / "data", force=True)
+            owner.stop(place / "data", now=True)
             shutil.rmtree(place, ignore_errors=True)
         except VesperaError as fault:
             problem = problem or fault.message

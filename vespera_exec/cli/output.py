@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from vespera_exec.errors import VesperaError
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
     from typing import TextIO
 
-    from vespera_exec.errors import VesperaError
     from vespera_exec.model.events import Json
 
 _COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+class CannotWrite(VesperaError):
+    """Our stdout takes no more, though somebody may read it: the disk behind it is full, say."""
+
+    code = "CANNOT_WRITE"
 
 
 def prepare() -> None:
@@ -34,7 +41,13 @@ def prepare() -> None:
 
 
 def line(text: str = "") -> None:
-    sys.stdout.write(text + "\n")
+    """
+    Raises:
+        BrokenPipeError: the reader of stdout has gone; also of everything below that writes there.
+        CannotWrite: another fault; what comes after it goes nowhere.
+    """
+    with _writing(sys.stdout):
+        sys.stdout.write(text + "\n")
 
 
 def lines(texts: Sequence[str]) -> None:
@@ -50,7 +63,7 @@ def document(value: Json) -> None:
 def json_line(value: Json) -> None:
     """A line of a JSON stream, on its way at once."""
     line(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-    sys.stdout.flush()
+    flush()
 
 
 def remark(text: str) -> None:
@@ -70,19 +83,16 @@ def failure(error: VesperaError) -> None:
 
 def raw(stream: TextIO, text: str) -> None:
     """The work's own output, with nothing in it escaped; it is text, in which U+FFFD stands for what was no UTF-8."""
-    stream.flush()
-    stream.buffer.write(text.encode("utf-8", "surrogatepass"))
-    stream.flush()
+    with _writing(stream):
+        stream.flush()
+        stream.buffer.write(text.encode("utf-8", "surrogatepass"))
+        stream.flush()
 
 
-def flush() -> bool:
-    """Everything written has left; False when the reader of stdout has gone, which is then forgotten."""
-    try:
+def flush() -> None:
+    """Everything written to stdout has left."""
+    with _writing(sys.stdout):
         sys.stdout.flush()
-    except OSError:
-        forget_stdout()
-        return False
-    return True
 
 
 def forget_stdout() -> None:
@@ -90,6 +100,18 @@ def forget_stdout() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
+
+
+@contextmanager
+def _writing(stream: TextIO) -> Generator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as fault:
+        if stream is sys.stdout:
+            forget_stdout()
+        raise CannotWrite(f"cannot write the output: {fault.strerror}") from fault
 
 
 def is_display(stream: TextIO) -> bool:

@@ -1,14 +1,15 @@
-"""The daemon as a process: starting, asking, stopping it."""
+"""The daemon as a process: asking and stopping it."""
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from vespera_exec import paths
+from vespera_exec.app.owning import latest_owner, present_owner
 from vespera_exec.cli.client import Daemon, DaemonError
 from vespera_exec.errors import DaemonUnavailable
 
@@ -18,58 +19,96 @@ if TYPE_CHECKING:
     from vespera_exec.model.events import Json
 
 _STOP_SECONDS = 15.0
+_KILL_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0  # for one that is starting, or in its last moments
+_LOOK_SECONDS = 0.05
 
 
 def running(data_dir: Path) -> Json:
-    """What the daemon says of itself (`GET /daemon`); None when none runs. Starts nothing."""
-    with Daemon(data_dir, cwd="/", start=False) as daemon:
+    """What the daemon says of itself (`GET /daemon`); None when none runs. Starts nothing.
+
+    Raises:
+        DaemonError: a daemon holds the directory and does not answer, or another program holds it.
+    """
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while (view := _asked(data_dir)) is None:
+        owner = present_owner(data_dir)
+        if owner is None:
+            return None
+        if owner.purpose != "daemon":
+            raise DaemonError(
+                "DATA_DIRECTORY_IN_USE",
+                f"no daemon: process {owner.pid} ({owner.purpose}, since {owner.since}) holds {data_dir}",
+                "`vespera-exec doctor` says more",
+            )
+        if time.monotonic() >= deadline:
+            raise DaemonError(
+                "DAEMON_SILENT",
+                f"process {owner.pid} is the daemon of {data_dir} (since {owner.since}) and does not answer",
+                f"see {data_dir / paths.DAEMON_LOG}; `vespera-exec daemon stop --now` ends it",
+            )
+        time.sleep(_LOOK_SECONDS)
+    return view
+
+
+def stop(data_dir: Path, *, now: bool = False) -> Json:
+    """Ends the daemon and waits until it is gone; what it said of itself before, or None when none ran.
+
+    With `now` also one that has work or does not answer, and by SIGKILL where 15 s were not enough; of one that does
+    not answer only `pid`, `version` and `work` (unknown: None) are told.
+
+    Raises:
+        DaemonError: it has work, is not the directory's owner, does not answer or does not end.
+    """
+    view: dict[str, Json] | None
+    try:
+        view = running(data_dir)
+    except DaemonError as error:
+        owner = present_owner(data_dir)
+        if error.error_code != "DAEMON_SILENT" or not now or owner is None:
+            raise
+        view = {"pid": owner.pid, "version": owner.version, "work": None, "queued": None}
+    if view is None:
+        return None
+    try:
+        process = os.pidfd_open(view["pid"])
+    except ProcessLookupError:
+        return view
+    try:
+        # Asked with the descriptor in hand: it cannot be of a later process with that pid.
+        owner = latest_owner(data_dir)
+        if owner is None or owner.pid != view["pid"] or not owner.is_alive:
+            raise DaemonError(
+                "OWNER_UNCLEAR", f"process {view['pid']} answers for {data_dir} but does not hold its lock", "try again"
+            )
+        if view["work"] and not now:
+            titles = ", ".join(f"{each['title'][:60]!r} ({each['task_id'][:8]})" for each in view["work"][:5])
+            raise DaemonError(
+                "DAEMON_BUSY", f"it would interrupt {titles}", "wait for them, cancel them, or give --now"
+            )
+        _end(process, view["pid"], data_dir, kill=now)
+    except ProcessLookupError:
+        pass  # it went by itself
+    finally:
+        os.close(process)
+    return view
+
+
+def _asked(data_dir: Path) -> Json:
+    with Daemon(data_dir, cwd="/", start=False, patience=_ANSWER_SECONDS) as daemon:
         try:
             return daemon.get("/daemon")
         except DaemonUnavailable:
             return None
 
 
-def stop(data_dir: Path, *, force: bool = False) -> Json:
-    """Ends the daemon and waits until it is gone; what it said of itself before, or None when none ran.
-
-    Raises:
-        DaemonError: it has work and `force` is not set, it is not the directory's owner, or it does not end.
-    """
-    with Daemon(data_dir, cwd="/", start=False) as daemon:
-        try:
-            view = daemon.get("/daemon")
-            process = os.pidfd_open(view["pid"])
-        except (DaemonUnavailable, ProcessLookupError):
-            return None
-        try:
-            # Asked again with the descriptor in hand: who answers now cannot be an earlier holder of the pid.
-            if daemon.get("/daemon")["pid"] != view["pid"] or _lock_holder(data_dir) != view["pid"]:
-                raise DaemonError(
-                    "OWNER_UNCLEAR",
-                    f"process {view['pid']} answers for {data_dir} but does not hold its lock",
-                    "try again",
-                )
-            if view["running"] and not force:
-                raise DaemonError(
-                    "DAEMON_BUSY",
-                    f"{view['running']} executions are running; they would be interrupted",
-                    "wait for them, cancel them, or give --force",
-                )
-            signal.pidfd_send_signal(process, signal.SIGTERM)
-            ended, _, _ = select.select([process], [], [], _STOP_SECONDS)
-            if not ended:
-                raise DaemonError(
-                    "DAEMON_STUCK", f"process {view['pid']} has not ended", f"see {data_dir / paths.DAEMON_LOG}"
-                )
-        except ProcessLookupError:
-            pass  # it went by itself
-        finally:
-            os.close(process)
-    return view
-
-
-def _lock_holder(data_dir: Path) -> int | None:
-    try:
-        return json.loads((data_dir / paths.LOCK).read_bytes())["pid"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _end(process: int, pid: int, data_dir: Path, *, kill: bool) -> None:
+    signal.pidfd_send_signal(process, signal.SIGTERM)
+    if select.select([process], [], [], _STOP_SECONDS)[0]:
+        return
+    if kill:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        if select.select([process], [], [], _KILL_SECONDS)[0]:
+            return
+    hint = f"see {data_dir / paths.DAEMON_LOG}" if kill else "give --now to kill it"
+    raise DaemonError("DAEMON_STUCK", f"process {pid} has not ended", hint)

@@ -90,7 +90,7 @@ def event(message: Mapping[str, Json]) -> str:
         case "status_change" if change.get("new"):
             parts = [f"{change.get('old')} → {change['new']}", said]
         case "phase_change":
-            parts = [str(message["phase"]), said]
+            parts = [str(message["phase"] or ""), said]
         case _:
             parts = [percent(progress.get("percentage")), said]
     text = "  ".join(shown(part) for part in parts if part)
@@ -113,19 +113,6 @@ def roles(view: Mapping[str, Json], width: int | None) -> list[str]:
     return table(("ROLE", "RUNNER", "ORIGIN", "ALLOWED", "INPUTS", "DESCRIPTION"), cells, width)
 
 
-def daemon(view: Mapping[str, Json]) -> list[str]:
-    lines = [
-        f"running: version {view['version']}, process {view['pid']}, started {age(str(view['started_at']))}",
-        _field("data", shown(view["data_dir"], 1000)),
-        _field("url", str(view["url"] or f"none ({shown(view['tcp_problem'] or 'switched off')})")),
-        _field("work", f"{view['running']} running, {view['queued']} queued"),
-        _field("clients", f"{view['connections']} connected"),
-    ]
-    if view["store_fault"]:
-        lines.append(_field("fault", shown(view["store_fault"], 500)))
-    return lines
-
-
 def result(value: Json) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
@@ -137,6 +124,11 @@ def cancelled(answer: Mapping[str, Json]) -> str:
         return f"cancelled{rung} (session {answer['session_id']})"
     again = " (it was requested before)" if answer["already_requested"] else ""
     return f"{answer['status']}: {shown(answer['message'])}{again} (session {answer['session_id']})"
+
+
+def accepted(answer: Mapping[str, Json]) -> str:
+    """What became of a pause or a resume that was accepted."""
+    return f"{answer['status']}: {shown(answer['message'])} (session {answer['session_id']})"
 
 
 def _details(view: Mapping[str, Json], session: Mapping[str, Json]) -> list[str]:

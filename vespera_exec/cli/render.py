@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -102,8 +103,9 @@ class Footer:
         self._drawn_at = None
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        with suppress(OSError):  # the terminal may have gone
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def cursor_column(tail: str, width: int) -> int | None:

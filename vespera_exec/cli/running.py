@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ _REFRESH_SECONDS = 0.2
 _STATUS_SECONDS = 1.0
 _PIECE_BYTES = 65_536
 _STEP_PERCENT = 5
+_TERMINATED_SECONDS = 10.0
 
 
 class Display(Protocol):
@@ -82,25 +84,40 @@ def display(*, quiet: bool = False) -> Display:
 
 
 class Interrupts:
-    """Counts Ctrl-C instead of dying of it, while the block lasts; its descriptor becomes readable at each."""
+    """Notes Ctrl-C and the signals in `also` instead of dying of them, while the block lasts.
 
-    def __init__(self) -> None:
+    Its descriptor becomes readable at each. The second Ctrl-C, or the second of another, raises
+    KeyboardInterrupt: it leaves at once, whatever we are stuck in. What is ignored stays so (nohup, a
+    background job of a script).
+    """
+
+    def __init__(self, *also: signal.Signals) -> None:
         self.count = 0
+        """Of all that came."""
+        self.told: set[signal.Signals] = set()
+        self._signals = (signal.SIGINT, *also)
 
     def __enter__(self) -> Interrupts:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._before = signal.getsignal(signal.SIGINT)
-        if self._before is not signal.SIG_IGN:  # a background job of a script is not to be woken
-            self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            signal.signal(signal.SIGINT, self._interrupted)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._before = {each: signal.getsignal(each) for each in self._signals}
+        for each, before in self._before.items():
+            if before is not signal.SIG_IGN:
+                signal.signal(each, self._interrupted)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, self._before)
-            signal.set_wakeup_fd(self._wakeup)
+        for each, before in self._before.items():
+            if before is not signal.SIG_IGN:
+                signal.signal(each, before)
+        signal.set_wakeup_fd(self._wakeup)
         os.close(self._reader)
         os.close(self._writer)
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell says of who died of the signal; SIGTERM and SIGHUP count more than Ctrl-C."""
+        return 128 + next((each for each in reversed(self._signals) if each in self.told), signal.SIGINT)
 
     def fileno(self) -> int:
         return self._reader
@@ -112,8 +129,10 @@ class Interrupts:
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        if self.count > 1:
-            raise KeyboardInterrupt  # leaves at once, whatever we are stuck in
+        again = number in self.told
+        self.told.add(signal.Signals(number))
+        if again:
+            raise KeyboardInterrupt
 
 
 @dataclass(slots=True)
@@ -129,7 +148,7 @@ class _Stream:
 
 @dataclass(slots=True)
 class Follower:
-    """One run, followed from `cursor`. With `cancels`, Ctrl-C cancels the work; else it only leaves."""
+    """One run, followed from `cursor`. With `cancels`, Ctrl-C and SIGTERM cancel the work; else they only leave."""
 
     daemon: Daemon
     task_id: str
@@ -138,9 +157,12 @@ class Follower:
     cursor: int = 0
     cancels: bool = True
     done: bool = False
+    cancelling: bool = False
+    """We have asked for its end."""
     _streams: list[_Stream] = field(default_factory=list[_Stream])
     _handled: int = 0
     _next_status: float = 0.0
+    _leave_at: float = math.inf
 
     def pass_output(self, stdout: TextIO, stderr: TextIO) -> None:
         """Have the work's own output written there, as it comes."""
@@ -150,14 +172,17 @@ class Follower:
         """Returns when the run has ended and all its output is written.
 
         Raises:
-            KeyboardInterrupt: the second Ctrl-C, or the first where it does not cancel.
+            KeyboardInterrupt: the second Ctrl-C, the first where it does not cancel, or SIGHUP; or the work
+                has not ended 10 s after SIGTERM.
             ReaderGone: stdout was closed by its reader.
+            CannotWrite: stdout takes no more.
             DaemonError, DaemonUnavailable: the daemon cannot be asked any more; the work may go on.
         """
         with Polls(self.daemon) as polls:
             while not self.done or self._streams:
                 self._ask(polls)
-                arrived = polls.wait(_REFRESH_SECONDS if self.display.moving else 3600.0, interrupts.fileno())
+                pause = _REFRESH_SECONDS if self.display.moving else 3600.0
+                arrived = polls.wait(min(pause, self._leave_at - time.monotonic()), interrupts.fileno())
                 interrupts.drain()
                 self._obey(interrupts)
                 for name, body in arrived.items():
@@ -213,13 +238,20 @@ class Follower:
             stream.session, stream.offset = stream.session + 1, 0
 
     def _obey(self, interrupts: Interrupts) -> None:
+        if time.monotonic() >= self._leave_at:
+            raise KeyboardInterrupt
         if interrupts.count <= self._handled:
             return
         self._handled = interrupts.count
-        if not self.cancels:
+        if not self.cancels or signal.SIGHUP in interrupts.told:
             raise KeyboardInterrupt
         if self.done:
             return
-        answer = self.daemon.post(f"/tasks/{self.task_id}/cancel", {"reason": "Ctrl-C"}).body
+        terminated = signal.SIGTERM in interrupts.told
+        if terminated:
+            self._leave_at = time.monotonic() + _TERMINATED_SECONDS
+        reason = "SIGTERM" if terminated else "Ctrl-C"
+        answer = self.daemon.post(f"/tasks/{self.task_id}/cancel", {"reason": reason}).body
+        self.cancelling = True
         if answer["success"]:
-            self.display.say("vespera-exec: cancelling; Ctrl-C again leaves at once")
+            self.display.say(f"vespera-exec: cancelling; {reason} again leaves at once")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import uuid
 from dataclasses import dataclass, field
@@ -21,17 +22,16 @@ if TYPE_CHECKING:
 
 _TITLE_CHARACTERS = 200
 _COMMAND = "command"
-_INTERRUPTED = 130
 _READER_GONE = 141  # 128 + SIGPIPE, as a shell says it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the caller typed. `command` is what stood behind `--`, None where there was none."""
+    """What the caller typed, None where nothing was. `command` is what stood behind `--`."""
 
     role: str | None
     command: list[str] | None
-    title: str
+    title: str | None = None
     given: list[str] = field(default_factory=list[str])
     description: str = ""
     priority: int | None = None
@@ -53,10 +53,14 @@ def execute(daemon: Daemon, wanted: Wanted) -> Json:
 def request(wanted: Wanted, schema: Json = None) -> dict[str, Json]:
     """The body of `POST /executions`. It always has a key, so that it may be sent again."""
     role, title = wanted.role, wanted.title
+    if title is not None and not title.strip():
+        raise InvalidInput("the title is empty", hint="say in one line what the task is, or leave it out")
+    if wanted.key == "":
+        raise InvalidInput("the key is empty", hint="name one, or leave it out")
     if wanted.command is not None:
         if role not in (None, _COMMAND):
             raise InvalidInput(f"role {role!r} takes no command", hint="give its inputs with --input name=value")
-        if not wanted.command:
+        if not wanted.command or not wanted.command[0]:
             raise InvalidInput("there is no command after --", hint="vespera-exec run -- PROGRAM ARGUMENTS")
         role = _COMMAND
         title = title or shlex.join(wanted.command)[:_TITLE_CHARACTERS]
@@ -84,7 +88,7 @@ def execute_and_follow(daemon: Daemon, wanted: Wanted, *, quiet: bool, as_json: 
     """The exit code of the run, after all of its output is written."""
     body = request(wanted, _schema(daemon, wanted))
     shown = display(quiet=quiet or as_json)
-    with Interrupts() as interrupts:
+    with Interrupts(signal.SIGTERM, signal.SIGHUP) as interrupts:
         handle = daemon.post("/executions", body).body
         task_id = str(handle["task_id"])
         state = Shown(str(body["title"]), sessions=[] if handle["repeated"] else [str(handle["session_id"])])
@@ -94,20 +98,22 @@ def execute_and_follow(daemon: Daemon, wanted: Wanted, *, quiet: bool, as_json: 
         try:
             follower.follow(interrupts)
         except KeyboardInterrupt:
-            what = "the cancel" if interrupts.count > 1 else "the work"
+            what = "the cancel" if follower.cancelling else "the work"
             shown.say(f"vespera-exec: left; {what} goes on without us: vespera-exec status {task_id}")
-            return _INTERRUPTED
+            return interrupts.exit_code
         except ReaderGone:
             output.forget_stdout()
             daemon.post(f"/tasks/{task_id}/cancel", {"reason": "the reader of its output has gone"})
             return _READER_GONE
         except VesperaError:
+            if signal.SIGHUP in interrupts.told:
+                return interrupts.exit_code
             output.remark(f"vespera-exec: lost sight of task {task_id}; it may go on: vespera-exec status {task_id}")
             raise
         finally:
             shown.close()
     ended = daemon.get(f"/tasks/{task_id}/result")
-    code = exit_code(state.status, state.outcome)
+    code = interrupts.exit_code if signal.SIGTERM in interrupts.told else exit_code(state.status, state.outcome)
     if as_json:
         output.document(ended | {"returncode": state.outcome.get("returncode"), "exit_code": code})
         return code
@@ -116,7 +122,7 @@ def execute_and_follow(daemon: Daemon, wanted: Wanted, *, quiet: bool, as_json: 
         result = result.get("result")
     if result is not None and state.status == "completed":
         output.line(pages.result(result))
-        sys.stdout.flush()
+        output.flush()
     if not quiet or (code and state.outcome.get("returncode") is None):
         output.remark(f"vespera-exec: {ending(state)} · task {task_id[: pages.SHORT_ID]}")
     return code

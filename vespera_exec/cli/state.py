@@ -32,12 +32,15 @@ class Shown:
     sessions: list[str] = field(default_factory=list[str])
     outcome: dict[str, Json] = field(default_factory=dict[str, "Json"])
     began: float = field(default_factory=time.monotonic)
+    elapsed_at_pause: float | None = None
+    """Its clock stands while this is set."""
     elapsed_at_end: float | None = None
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it was first seen, or that its last execution took."""
-        return time.monotonic() - self.began if self.elapsed_at_end is None else self.elapsed_at_end
+        """Seconds at work since it was first seen, or that its last execution took."""
+        stands = self.elapsed_at_pause if self.elapsed_at_end is None else self.elapsed_at_end
+        return time.monotonic() - self.began if stands is None else stands
 
     @property
     def error(self) -> dict[str, Json]:
@@ -52,7 +55,7 @@ class Shown:
             case "status_change" if session:
                 self._changed(event)
             case "phase_change":
-                self.phase = event.get("phase") or self.phase
+                self.phase = event.get("phase")
             case "progress_update":
                 progress: Mapping[str, Json] = event.get("progress") or {}
                 self.percentage = progress.get("percentage", self.percentage)
@@ -80,6 +83,7 @@ class Shown:
         self.eta = eta_text(timing.get("eta"))
         self.usage = usage_text(session.get("resource_usage")) or self.usage
         self.began = time.monotonic() - timing["elapsed_seconds"]
+        self.elapsed_at_pause = timing["elapsed_seconds"] if self.status == "paused" else None
 
     def line(self) -> str:
         """One line for a log: status, phase, percent, message."""
@@ -90,12 +94,16 @@ class Shown:
         change: Mapping[str, Json] = event.get("status") or {}
         self.status = str(change.get("new") or self.status)
         details: Mapping[str, Json] = event.get("details") or {}
+        clock: Mapping[str, Json] = details.get("clock") or {}
+        if self.elapsed_at_pause is not None:
+            self.began, self.elapsed_at_pause = time.monotonic() - self.elapsed_at_pause, None
+        if self.status == "paused":
+            self.elapsed_at_pause, self.eta = float(clock.get("active", self.elapsed)), ""
         if self.status == "completed":
             self.percentage = 100.0
         if self.status in ENDED:
             self.outcome = dict(details.get("outcome") or {})
             self.eta = ""
-            clock: Mapping[str, Json] = details.get("clock") or {}
             if "active" in clock:
                 self.elapsed_at_end = float(clock["active"])
 

@@ -7,7 +7,10 @@ When the daemon dies, each request in flight is answered with JSON-RPC error -32
 `{"error_code": "DAEMON_RESTARTED", "retriable": true}`, the connection is restored, and the handshake of a
 handshake session is replayed; nothing else is sent a second time. A crash (the socket file is still there)
 is repaired at once, so that the work goes on; after an orderly stop (it is gone) the next line of the client
-starts a new daemon. When none can be started, every request is answered with the reason.
+starts a new daemon. When none can be started, every request is answered with the reason, under the daemon's own
+code (`STORE_DAMAGED`, say), and `retriable` says whether waiting may help.
+
+A daemon of an older version that nobody uses yields: it says so in its answer to our preamble, and ends.
 """
 
 from __future__ import annotations
@@ -20,17 +23,15 @@ import signal
 import socket
 import stat
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from vespera_exec import __version__, paths
+from vespera_exec.server.greeting import UNAVAILABLE, Failure, check_answer, failure_of, preamble, read_line, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
-
-PREAMBLE_VERSION = 1
 
 _INTERNAL_ERROR = -32603
 _INVALID_REQUEST = -32600
@@ -44,6 +45,8 @@ _HANDSHAKE_SECONDS = 10.0
 _ANSWER_SECONDS = 0.3  # after the end of input, for answers on their way: `printf ... | vespera-exec` works
 _DRAIN_SECONDS = 1.5  # in all; clients kill after 2
 _RETRY_SECONDS = 5.0
+_ATTEMPTS = 4  # to connect: a daemon may be in its last moments, or yield to us
+
 
 # How our daemon writes answers. Whatever looks different is parsed.
 _ANSWER = re.compile(rb'\{"jsonrpc":"2\.0","id":(-?\d+|"[^"\\]*"),"(result|error|method)"')
@@ -79,7 +82,7 @@ class _Bridge:
         self._socket_path: Path | None = None
         self._connected_at = 0.0
         self._lost = False  # a write found the daemon gone
-        self._failure: str | None = None  # why there is no daemon
+        self._failure: Failure | None = None  # why there is no daemon
         self._retry_at = 0.0
         # partial lines, and lines on their way out
         self._from_client = bytearray()
@@ -242,7 +245,10 @@ class _Bridge:
                 number,
                 _INTERNAL_ERROR,
                 f"vespera-exec cannot reach its daemon: {self._failure}",
-                {"error_code": "DAEMON_UNAVAILABLE", "retriable": True},
+                {
+                    "error_code": self._failure.error_code if self._failure else UNAVAILABLE,
+                    "retriable": self._failure is None or self._failure.retriable,
+                },
             )
 
     def _write_daemon(self) -> None:
@@ -319,21 +325,21 @@ class _Bridge:
         self._failure = None
         try:
             self._socket_path, _ = paths.socket_paths(self._data_dir, self._environ)
-            for attempt in range(3):
+            for attempt in range(_ATTEMPTS):
                 try:
                     self._daemon = self._open()
                 except (ConnectionError, FileNotFoundError):
                     # An accepted connection that ends before its first line met a daemon in its last moments.
-                    if attempt == 2:
+                    if attempt == _ATTEMPTS - 1:
                         raise
                     self._start_daemon()
                 else:
                     self._connected_at = time.monotonic()
                     return
-        except OSError as fault:
-            self._failure = str(fault)
+        except (Failure, OSError) as fault:
+            self._failure = fault if isinstance(fault, Failure) else failure_of(fault)
             self._retry_at = time.monotonic() + _RETRY_SECONDS
-            _say(f"cannot reach the daemon of {self._data_dir}: {self._failure}")
+            say(f"cannot reach the daemon of {self._data_dir}: {self._failure}")
             if self._initialize is not None and self._unanswered_handshake:
                 self._unanswered_handshake = False
                 self._refuse(self._initialize[1])
@@ -346,7 +352,8 @@ class _Bridge:
         try:
             launch.ensure_daemon(self._data_dir, self._environ, command=self._command)
         except VesperaError as fault:
-            raise OSError(f"{fault} ({fault.hint})" if fault.hint else str(fault)) from fault
+            passing = fault.error_code == UNAVAILABLE or getattr(fault, "retriable", False)
+            raise Failure(fault.error_code, fault.message, fault.hint, retriable=passing) from fault
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # when it dies it leaves no zombie with us
 
     def _open(self) -> socket.socket:
@@ -357,7 +364,11 @@ class _Bridge:
             daemon.connect(os.fspath(self._socket_path or ""))
             daemon.sendall(preamble(str(self._cwd), self._environ, client="bridge"))
             rest = bytearray()
-            _check_answer(_parse(_read_line(daemon, rest)))
+            answer = _parse(read_line(daemon, rest))
+            if answer.get("yields"):
+                say(f"the daemon was version {answer.get('daemon')}; it yields to this one, {__version__}")
+                read_line(daemon, rest)  # raises at the end of the connection, when its sockets are withdrawn
+            check_answer(answer)
             if self._initialize is not None:
                 self._replay_handshake(daemon, rest)
             self._from_daemon = bytearray()
@@ -373,7 +384,7 @@ class _Bridge:
         number, request = self._initialize
         daemon.sendall(request)
         while True:
-            line = _read_line(daemon, rest)
+            line = read_line(daemon, rest)
             if _answered(line) == number:
                 break
             self._to_client += line + b"\n"
@@ -413,28 +424,6 @@ class _Bridge:
             self._write_client()
 
 
-def preamble(cwd: str, environ: Mapping[str, str], *, client: str) -> bytes:
-    """The first line on `mcp.sock`: protocol, where the client stands, its allow-listed environment."""
-    line = {
-        "vespera": PREAMBLE_VERSION,
-        "cwd": cwd,
-        "env": {name: environ[name] for name in paths.CALLER_ENV if name in environ},
-        "client": client,
-        "version": __version__,
-    }
-    return json.dumps(line).encode() + b"\n"
-
-
-def _check_answer(answer: dict[str, Any]) -> None:
-    refused = answer.get("error")
-    if refused is not None:
-        raise OSError(f"{refused.get('error', refused)} ({refused.get('hint', '')})")
-    if answer.get("vespera") != PREAMBLE_VERSION:
-        raise OSError("what answers on its socket is no vespera-exec daemon")
-    if answer.get("daemon") != __version__:
-        _say(f"the daemon runs version {answer.get('daemon')}, this is {__version__}: restart it")
-
-
 def _open_output(descriptor: int) -> tuple[Callable[[bytearray], int], int]:
     """A write that never blocks, and the descriptor to poll for it.
 
@@ -457,18 +446,6 @@ def _write_chunk(descriptor: int, data: bytearray) -> int:
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return os.write(descriptor, data[:_CHUNK_BYTES]) if poll.poll(0) else 0
-
-
-def _read_line(daemon: socket.socket, rest: bytearray) -> bytes:
-    """The next line, without its end; what came after it stays in `rest`."""
-    while b"\n" not in rest:
-        chunk = daemon.recv(65536)
-        if not chunk:
-            raise ConnectionResetError("the daemon closed the connection")
-        rest += chunk
-    line, _, after = bytes(rest).partition(b"\n")
-    rest[:] = after
-    return line
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -498,9 +475,3 @@ def _error(number: int | str | None, code: int, message: str, data: dict[str, ob
     if data is not None:
         error["data"] = data
     return json.dumps({"jsonrpc": "2.0", "id": number, "error": error}).encode() + b"\n"
-
-
-def _say(text: str) -> None:
-    """One line on stderr; stdout belongs to the protocol."""
-    with suppress(OSError):  # nobody may be listening there
-        os.write(2, f"vespera-exec: {text}\n".encode("utf-8", "backslashreplace"))

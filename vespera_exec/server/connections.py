@@ -20,7 +20,7 @@ from vespera_exec import __version__
 from vespera_exec.errors import InvalidInput, PermissionDenied, VesperaError
 from vespera_exec.model.principal import Caller, allowed_env
 from vespera_exec.server import unix
-from vespera_exec.server.bridge import PREAMBLE_VERSION
+from vespera_exec.server.greeting import PREAMBLE_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -60,8 +60,9 @@ class SocketStatistics:
 class McpSocket:
     """The listening door. Made by `serve_mcp_socket`."""
 
-    def __init__(self, path: Path, preamble_seconds: float) -> None:
+    def __init__(self, path: Path, preamble_seconds: float, yields_to: Callable[[str], bool]) -> None:
         self.path = path
+        self._yields_to = yields_to
         self._preamble_seconds = preamble_seconds
         self._open = 0
         self._served = 0
@@ -115,6 +116,12 @@ class McpSocket:
         for stream in self._streams:
             stream.hang_up()
 
+    async def _yield(self, stream: LocalStream) -> None:
+        self._streams.add(stream)  # so that it ends when the socket has been withdrawn, and not before
+        answer = {"vespera": PREAMBLE_VERSION, "daemon": __version__, "pid": os.getpid(), "yields": True}
+        await stream.send(json.dumps(answer).encode() + b"\n")
+        await anyio.sleep_forever()
+
     async def _greet(self, stream: LocalStream) -> Connection | None:
         try:
             with anyio.fail_after(self._preamble_seconds):
@@ -122,6 +129,9 @@ class McpSocket:
                 line, early = await _first_line(stream)
                 if line is None:
                     return None  # somebody looked whether we are there
+                if self._yields_to(_version(line)):
+                    await self._yield(stream)
+                    return None
                 connection = _introduced(line, early, stream)
                 answer = {"vespera": PREAMBLE_VERSION, "daemon": __version__, "pid": os.getpid()}
                 await stream.send(json.dumps(answer).encode() + b"\n")
@@ -144,6 +154,7 @@ async def serve_mcp_socket(
     *,
     backlog: int = 128,
     preamble_seconds: float = _PREAMBLE_SECONDS,
+    yields_to: Callable[[str], bool] | None = None,
 ) -> AsyncGenerator[McpSocket]:
     """Accepts clients of our own uid at `path` while the block runs, and calls `handle` for each in a task of its own.
 
@@ -151,10 +162,13 @@ async def serve_mcp_socket(
     the end it disappears first, then the connections are dropped without a further word, so that a bridge
     answers what is in flight with an error that says "again".
 
+    `yields_to` is asked with the version of each client; True means that the block will be left for it. Such a
+    client is told so, and waits for the end of its connection.
+
     Raises:
         DaemonUnavailable: somebody else serves at `path`, or it cannot be made.
     """
-    door = McpSocket(path, preamble_seconds)
+    door = McpSocket(path, preamble_seconds, yields_to or (lambda _: False))
     with unix.listen(path, backlog=backlog) as listener:
         async with anyio.create_task_group() as group:
             group.start_soon(door._listen, listener.socket, handle)  # pyright: ignore[reportPrivateUsage]
@@ -265,7 +279,8 @@ def _introduced(line: bytes, early: bytes, stream: anyio.abc.ByteStream) -> Conn
     preamble = cast("dict[str, Any]", said)
     if preamble["vespera"] != PREAMBLE_VERSION:
         raise InvalidInput(
-            f"this daemon ({__version__}) speaks preamble version {PREAMBLE_VERSION}, not {preamble['vespera']!r}",
+            f"this daemon is version {__version__} and speaks protocol {PREAMBLE_VERSION}; "
+            f"you are version {str(preamble.get('version', '?'))[:100]} and speak {preamble['vespera']!r}",
             hint="end it with `vespera-exec daemon stop`; the next client starts the installed version",
         )
     cwd: Any = preamble.get("cwd")
@@ -281,6 +296,15 @@ def _introduced(line: bytes, early: bytes, stream: anyio.abc.ByteStream) -> Conn
         stream=stream,
         early=early,
     )
+
+
+def _version(line: bytes) -> str:
+    """What a client says is its version; "" where it says nothing of the kind."""
+    try:
+        said: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return ""
+    return str(cast("dict[str, Any]", said).get("version", ""))[:100] if isinstance(said, dict) else ""
 
 
 def is_text(value: object) -> bool:

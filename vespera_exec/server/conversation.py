@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
-import re
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio
@@ -24,6 +23,7 @@ from pydantic import ValidationError
 
 from vespera_exec.app.callers import current_caller
 from vespera_exec.server.connections import LocalStream
+from vespera_exec.server.incoming import MOST_VALUES, has_too_many_values, request_id
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,11 +38,8 @@ BODY_LIMIT_BYTES = 4 * 1024 * 1024
 _WRITE_SECONDS = 30.0
 _READ_BYTES = 256 * 1024
 _HIGH_WATER_BYTES = 1024 * 1024
+_TOO_MANY = f"a message may hold at most {MOST_VALUES} JSON values"
 _log = logging.getLogger(__name__)
-_ID_BYTES = 512
-_ID = rb'"id"\s*:\s*(\d{1,15}|"[A-Za-z0-9_.:-]{1,100}")'
-_ID_FIRST = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?' + _ID + rb"\s*,")
-_ID_LAST = re.compile(rb'"jsonrpc"\s*:\s*"2\.0"\s*,\s*' + _ID + rb"\s*\}\s*$")
 
 
 async def serve_connection(
@@ -54,8 +51,8 @@ async def serve_connection(
 ) -> None:
     """Serves one MCP session; returns when the client has closed, or does not read for `write_seconds`.
 
-    Handlers find the client in `current_caller`. A line that is too long, no JSON or no JSON-RPC is answered
-    with an error, and the session goes on.
+    Handlers find the client in `current_caller`. A line that is too long, holds too many values, is no
+    JSON or no JSON-RPC is answered with an error, and the session goes on.
     """
     outbox = _Outbox(connection.stream, write_seconds)
     inbox = _Inbox(connection, outbox, body_limit)
@@ -86,6 +83,8 @@ class _Inbox:
                 line = self._lines.pop()
                 if len(line) > self._body_limit:
                     self._outbox.put(_error_line(None, INVALID_REQUEST, self._too_long))
+                elif has_too_many_values(line):
+                    self._outbox.put(_error_line(request_id(line), INVALID_REQUEST, _TOO_MANY))
                 elif line and not line.isspace():
                     try:
                         return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
@@ -239,7 +238,7 @@ def _encoded(message: JSONRPCMessage) -> bytes:
 
 def _complaint(line: bytes, fault: ValidationError) -> bytes:
     if fault.errors(include_url=False, include_input=False, include_context=False)[0]["type"] == "json_invalid":
-        return _error_line(_id_in(line), PARSE_ERROR, "not valid JSON, nested too deeply, or half a surrogate pair")
+        return _error_line(request_id(line), PARSE_ERROR, "not valid JSON, nested too deeply, or half a surrogate pair")
     message: Any = json.loads(line)  # it has been parsed once, so it is shallow
     number: Any = None
     if isinstance(message, dict):
@@ -249,18 +248,6 @@ def _complaint(line: bytes, fault: ValidationError) -> bytes:
     if not isinstance(number, int | str) or isinstance(number, bool):
         number = None
     return _error_line(number, INVALID_REQUEST, "not a JSON-RPC 2.0 message")
-
-
-def _id_in(line: bytes) -> int | str | None:
-    """The id of a request that cannot be read, where it stands at the beginning or the end as clients write it.
-
-    Without it the client would wait for an answer until its own timeout.
-    """
-    found = _ID_FIRST.match(line[:_ID_BYTES]) or _ID_LAST.search(line[-_ID_BYTES:])
-    if found is None or b'"method"' not in line[:_ID_BYTES] + line[-_ID_BYTES:]:
-        return None
-    text = found[1].decode("ascii", "replace")
-    return text[1:-1] if text.startswith('"') else int(text)
 
 
 def _error_line(number: int | str | None, code: int, message: str) -> bytes:

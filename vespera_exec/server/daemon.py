@@ -5,22 +5,28 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vespera_exec import paths
 from vespera_exec.app.owning import check_unowned
-from vespera_exec.errors import DaemonUnavailable, VesperaError
-from vespera_exec.server.launch import accepts
+from vespera_exec.errors import DaemonUnavailable, DataDirectoryInUse, VesperaError
+from vespera_exec.server.launch import PASSING, accepts, not_writable
 from vespera_exec.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_PASSING_IN_SQLITE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM, SIGINT or idleness. Exit code 0 then, 1 when it could not start."""
+    """Run until SIGTERM, SIGINT or idleness. Exit code 0 then.
+
+    When it could not start or go on: 75 (`EX_TEMPFAIL`) where trying again later may help, else 1.
+    """
     parser = argparse.ArgumentParser(prog="vespera_exec.server.daemon", description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True)
     arguments = parser.parse_args(argv)
@@ -30,8 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         _serve(settings)
     except VesperaError as error:
         sys.stderr.write(f"vespera-exec: {error.message} ({error.error_code}); {error.hint}\n")
-        return 1
+        return os.EX_TEMPFAIL if _may_pass(error) else 1
     return 0
+
+
+def _may_pass(error: VesperaError) -> bool:
+    """Waiting may help: somebody else is in the way, or the machine is short of something."""
+    if isinstance(error, DataDirectoryInUse):
+        return True
+    match error.__cause__:
+        case OSError(errno=number):
+            return number in PASSING
+        case sqlite3.Error() as fault:
+            return getattr(fault, "sqlite_errorcode", 0) & 0xFF in _PASSING_IN_SQLITE
+        case _:
+            return False
 
 
 def _look_for_another(data_dir: Path) -> None:
@@ -56,7 +75,11 @@ def _serve(settings: Settings) -> None:
 
     gc.freeze()
     gc.enable()
-    logs.configure(settings.log_level)
+    paths.create_data_dir(settings.data_dir)
+    try:
+        logs.configure(settings.log_level, file=settings.data_dir / paths.DAEMON_LOG)
+    except OSError as fault:
+        raise not_writable(settings.data_dir, fault) from fault
     anyio.run(serve, settings)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import time
 from typing import TYPE_CHECKING, Literal
 
 import anyio
 
-from vespera_exec import paths
+from vespera_exec import __version__, paths
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.tokens import default_token
 from vespera_exec.errors import StoreUnavailable, VesperaError
+from vespera_exec.server import logs
 from vespera_exec.server.connections import serve_mcp_socket
 from vespera_exec.server.conversation import serve_connection
 from vespera_exec.server.http.app import build_http_app
@@ -23,7 +25,6 @@ from vespera_exec.server.mcp.http import mcp_over_http
 from vespera_exec.server.mcp.server import build_mcp_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from anyio import CancelScope
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 _IDLE_LOOK_SECONDS = 1.0
 _log = logging.getLogger(__name__)
-_End = Literal["idle", "removed"]
+_End = Literal["idle", "removed", "yielded"]
 
 
 async def serve(settings: Settings) -> None:
@@ -74,6 +75,16 @@ class _Doors:
         self.mcp: McpSocket | None = None
         self.http: HttpListeners | None = None
         self._requests = 0
+        self.yielded = anyio.Event()
+
+    def yields_to(self, version: str) -> bool:
+        """It is newer than we are, and nobody needs us; we go then."""
+        if not self.yielded.is_set() and _ordered(version) > _ordered(__version__):
+            if not self._vespera.is_idle or self.connections:
+                _log.warning("a client is version %s, this is %s; in use, so it goes on", version, __version__)
+                return False
+            self.yielded.set()
+        return self.yielded.is_set()
 
     def is_idle(self) -> bool:
         """Nothing runs, nobody is connected, and no request came since the last time this was asked."""
@@ -97,6 +108,8 @@ async def _serve(vespera: Vespera, settings: Settings) -> _End:
     doors = _Doors(vespera)
     database = settings.data_dir / paths.DATABASE
     opened = _identity(database)
+    token = default_token(settings.data_dir)
+    logs.mask(token)
 
     async def talk(connection: Connection) -> None:
         await serve_connection(low, connection, body_limit=settings.body_limit_bytes)
@@ -108,20 +121,23 @@ async def _serve(vespera: Vespera, settings: Settings) -> _End:
             build_http_app(vespera, mcp_routes=mcp_routes, describe=doors.describe),
             unix_path=http_path,
             tcp=(settings.tcp_host, settings.tcp_port) if settings.tcp else None,
-            token=default_token(settings.data_dir),
+            token=token,
             body_limit=settings.body_limit_bytes,
         ) as doors.http,
-        serve_mcp_socket(mcp_path, talk) as doors.mcp,
+        serve_mcp_socket(mcp_path, talk, yields_to=doors.yields_to) as doors.mcp,
     ):
         url, problem = doors.http.url, doors.http.tcp_problem
         _log.info("ready", extra={"data_dir": str(settings.data_dir), "url": url, "pid": os.getpid()})
         if problem:
             _log.warning("no TCP door: %s", problem)
-        end = await _until_idle_or_removed(settings.idle_exit_seconds, doors.is_idle, database, opened)
-        if end == "idle":
-            _log.info("nothing to do for %g s; going", settings.idle_exit_seconds)
-        else:
-            _log.error("%s was removed; going, with what it held", database)
+        end = await _until_the_end(settings.idle_exit_seconds, doors, database, opened)
+        match end:
+            case "idle":
+                _log.info("nothing to do for %g s; going", settings.idle_exit_seconds)
+            case "removed":
+                _log.error("%s was removed; going, with what it held", database)
+            case "yielded":
+                _log.info("nobody needs this version, %s; going, for a newer one", __version__)
         return end
 
 
@@ -133,10 +149,8 @@ async def _until_signalled(scope: CancelScope) -> None:
             return
 
 
-async def _until_idle_or_removed(
-    limit: float, is_idle: Callable[[], bool], database: Path, opened: tuple[int, int] | None
-) -> _End:
-    """Returns when it was idle for `limit` seconds (0: however long), or the database is not `opened` now.
+async def _until_the_end(limit: float, doors: _Doors, database: Path, opened: tuple[int, int] | None) -> _End:
+    """Returns when they were idle for `limit` seconds (0: however long), yield, or the database is not `opened` now.
 
     A `git clean -fdx` removes it under us. We would go on writing to a file without a name, and with our
     sockets keep everybody from a daemon whose work lasts.
@@ -144,12 +158,19 @@ async def _until_idle_or_removed(
     pause = min(_IDLE_LOOK_SECONDS, limit / 4) if limit else _IDLE_LOOK_SECONDS
     since = time.monotonic()
     while not limit or time.monotonic() - since < limit:
-        await anyio.sleep(pause)
+        with anyio.move_on_after(pause):
+            await doors.yielded.wait()
+            return "yielded"
         if _identity(database) != opened:
             return "removed"
-        if not is_idle():
+        if not doors.is_idle():
             since = time.monotonic()
     return "idle"
+
+
+def _ordered(version: str) -> list[int]:
+    """What two versions are compared by: their numbers."""
+    return [int(number) for number in re.findall(r"[0-9]{1,9}", version)[:3]]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

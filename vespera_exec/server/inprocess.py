@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 
 import anyio
 
-from vespera_exec.app.callers import current_caller
 from vespera_exec.app.service import Vespera
 from vespera_exec.errors import VesperaError
 from vespera_exec.model.principal import Caller, allowed_env
 from vespera_exec.server import logs
-from vespera_exec.server.connections import is_text
+from vespera_exec.server.connections import Connection, is_text
+from vespera_exec.server.conversation import serve_connection
+from vespera_exec.server.mcp.adapter import lowlevel
 from vespera_exec.server.mcp.server import build_mcp_server
+from vespera_exec.server.stdio import StdioStream
 from vespera_exec.settings import Settings
 
 
@@ -22,17 +25,19 @@ def main() -> int:
     try:
         settings = Settings.load()
         logs.configure(settings.log_level)
-        anyio.run(_serve, settings)
+        anyio.run(_serve, settings, StdioStream.take())
     except VesperaError as error:
         sys.stderr.write(f"vespera-exec: {error.message} ({error.error_code}); {error.hint}\n")
         return 1
     return 0
 
 
-async def _serve(settings: Settings) -> None:
-    current_caller.set(_caller())
-    async with Vespera.open(settings=settings, purpose="in-process") as vespera:
-        await build_mcp_server(vespera).run_stdio_async()
+async def _serve(settings: Settings, stream: StdioStream) -> None:
+    connection = Connection(caller=_caller(), client="stdio", version="", stream=stream, early=b"")
+    async with stream, Vespera.open(settings=settings, purpose="in-process") as vespera:
+        server = lowlevel(build_mcp_server(vespera))
+        # However long the client does not read: the end of its session would be the end of its work.
+        await serve_connection(server, connection, body_limit=settings.body_limit_bytes, write_seconds=math.inf)
 
 
 def _caller() -> Caller:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import signal
 import socket
 import stat
@@ -26,7 +27,30 @@ _ENV = (*paths.CALLER_ENV, "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCAC
 # COVERAGE_ so that a measured test run sees the daemon, too.
 _ENV_PREFIXES = ("VESPERA_", "XDG_", "LC_", "COVERAGE_")
 
-_LOG_LIMIT_BYTES = 5 * 1024 * 1024
+LOG_LIMIT_BYTES = 5 * 1024 * 1024
+
+# How the daemon says on its last line why it does not start.
+_LAST_WORDS = re.compile(r"vespera-exec: (?P<message>.*) \((?P<code>[A-Z][A-Z_]+)\);? ?(?P<hint>.*)\Z", re.DOTALL)
+
+
+# What a disk or a busy machine says for a while.
+PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+
+
+class DaemonRefused(DaemonUnavailable):
+    """The daemon ended at once and said why: its own code, message and hint.
+
+    `retriable` says whether waiting may help; the daemon says so with exit code `os.EX_TEMPFAIL`.
+    """
+
+    def __init__(self, code: str, message: str, hint: str, *, retriable: bool) -> None:
+        super().__init__(message, hint=hint)
+        self._code = code
+        self.retriable = retriable
+
+    @property
+    def error_code(self) -> str:
+        return self._code
 
 
 def ensure_daemon(
@@ -38,6 +62,7 @@ def ensure_daemon(
     `command` replaces the daemon's own argv.
 
     Raises:
+        DaemonRefused: it ended, and said why; or the directory cannot be written.
         DaemonUnavailable: it died (with the last line of its log), or did not answer in time.
         StoreUnavailable: the data directory cannot be created.
     """
@@ -47,9 +72,9 @@ def ensure_daemon(
         return
     paths.create_data_dir(data_dir)
     try:
-        turn = _open_own(data_dir / paths.START_LOCK, os.O_RDWR)
+        turn = open_own(data_dir / paths.START_LOCK, os.O_RDWR)
     except OSError as fault:
-        raise _not_writable(data_dir, fault) from fault
+        raise not_writable(data_dir, fault) from fault
     try:
         for _ in _until(deadline):
             try:
@@ -104,7 +129,7 @@ def _start(
     try:
         log = _open_log(log_path)
     except OSError as fault:
-        raise _not_writable(data_dir, fault) from fault
+        raise not_writable(data_dir, fault) from fault
     try:
         written = os.fstat(log).st_size
         # Python does not reset this one over exec, and a daemon that inherits "ignore" cannot wait for children.
@@ -129,9 +154,7 @@ def _start(
         if accepts(socket_path):
             break
         if ended:
-            raise DaemonUnavailable(
-                f"the daemon did not start: {_last_line(log_path, written)}", hint=f"see {log_path}"
-            )
+            raise _failure(_last_line(log_path, written), process.returncode, log_path)
     else:
         process.returncode = 0  # it is left to itself, see below
         raise DaemonUnavailable(f"the daemon (process {process.pid}) does not answer", hint=f"see {log_path}")
@@ -140,14 +163,23 @@ def _start(
 
 def _open_log(path: Path) -> int:
     try:
-        if path.lstat().st_size > _LOG_LIMIT_BYTES:
+        if path.lstat().st_size > LOG_LIMIT_BYTES:
             path.replace(path.with_suffix(".log.1"))
     except OSError:
         pass  # there is none yet, or it stays long
-    return _open_own(path, os.O_WRONLY | os.O_APPEND)
+    return open_own(path, os.O_WRONLY | os.O_APPEND)
 
 
-def _open_own(path: Path, flags: int) -> int:
+def _failure(line: str, code: int, log_path: Path) -> DaemonUnavailable:
+    said = _LAST_WORDS.search(line)
+    if said is None:
+        return DaemonUnavailable(f"the daemon did not start: {line}", hint=f"see {log_path}")
+    return DaemonRefused(
+        said["code"], said["message"], said["hint"] or f"see {log_path}", retriable=code == os.EX_TEMPFAIL
+    )
+
+
+def open_own(path: Path, flags: int) -> int:
     """A file of ours, made (0600) when it is missing.
 
     A data directory may come with a repository, and a link in it would have us write elsewhere.
@@ -171,14 +203,18 @@ def _open_own(path: Path, flags: int) -> int:
     raise _not_ours(path)
 
 
-def _not_ours(path: Path) -> DaemonUnavailable:
-    return DaemonUnavailable(f"{path} is a link, no regular file, or another user's", hint="look at it, and remove it")
+def _not_ours(path: Path) -> DaemonRefused:
+    what = f"{path} is a link, no regular file, or another user's"
+    return DaemonRefused("STORE_UNAVAILABLE", what, "look at it, and remove it", retriable=False)
 
 
-def _not_writable(data_dir: Path, fault: OSError) -> DaemonUnavailable:
-    return DaemonUnavailable(
+def not_writable(data_dir: Path, fault: OSError) -> DaemonRefused:
+    """What is told of a file in `data_dir` that could not be made or written."""
+    return DaemonRefused(
+        "STORE_UNAVAILABLE",
         f"cannot write to the data directory {data_dir}: {fault.strerror}",
-        hint="give yourself write permission, or name another folder in VESPERA_DATA_DIR",
+        "give yourself write permission, or name another folder in VESPERA_DATA_DIR",
+        retriable=fault.errno in PASSING,
     )
 
 
@@ -187,7 +223,7 @@ def _last_line(log_path: Path, start: int) -> str:
         size = log.seek(0, os.SEEK_END)
         log.seek(max(start, size - 8192))
         lines = log.read().decode("utf-8", "replace").strip().splitlines()
-    return lines[-1].strip()[:500] if lines else "it ended without a word"
+    return lines[-1].strip()[:2000] if lines else "it ended without a word"
 
 
 def _until(deadline: float) -> Iterator[None]:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from vespera_exec.app.callers import current_caller
-from vespera_exec.app.views import DaemonView, Execute, NewTask, Request
+from vespera_exec.app.views import Backup, DaemonView, Execute, NewTask, Request
 from vespera_exec.errors import VesperaError
 from vespera_exec.server.http import requests
 from vespera_exec.server.http.problems import problem, problem_of, unexpected
@@ -82,6 +82,15 @@ class _Cancel(Request):
     wait_ms: WaitMs = 0
 
 
+class _Pause(Request):
+    reason: str = "User requested"
+    wait_ms: WaitMs = 5000
+
+
+class _Resume(Request):
+    reason: str = "User requested"
+
+
 def build_http_app(
     vespera: Vespera,
     *,
@@ -120,6 +129,8 @@ class _Api:
             _route("GET", "/executions/{id}", self.status),
             _route("GET", "/roles", self.roles),
             _route("GET", "/daemon", self.daemon),
+            _route("POST", "/doctor", self.doctor),
+            _route("POST", "/backup", self.backup),
             _route("GET", "/healthz", self.healthz),
         ]
         for prefix in ("/tasks/{id}", "/executions/{id}"):
@@ -129,6 +140,8 @@ class _Api:
                 _route("GET", prefix + "/result", self.result),
                 _route("GET", prefix + "/output", self.output),
                 _route("POST", prefix + "/cancel", self.cancel),
+                _route("POST", prefix + "/pause", self.pause),
+                _route("POST", prefix + "/resume", self.resume),
                 _route("GET", prefix + "/metrics", self.metrics),
             ]
         return list(routes)
@@ -211,6 +224,20 @@ class _Api:
         )
         return _json(answer, status=200 if answer.success else 409)
 
+    async def pause(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        asked = await requests.body(request, _Pause)
+        answer = await self._vespera.pause(
+            current_caller.get(), _id(request), reason=asked.reason, wait_ms=asked.wait_ms
+        )
+        return _json(answer, status=202 if answer.pending else 200 if answer.success else 409)
+
+    async def resume(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        asked = await requests.body(request, _Resume)
+        answer = await self._vespera.resume(current_caller.get(), _id(request), reason=asked.reason)
+        return _json(answer, status=200 if answer.success else 409)
+
     async def metrics(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         return _json(await self._vespera.get_metrics(current_caller.get(), _id(request)))
@@ -222,6 +249,16 @@ class _Api:
     async def daemon(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         return _json(self._describe())
+
+    async def doctor(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        await requests.body(request, _Nothing)
+        return _json(await self._vespera.doctor(current_caller.get()))
+
+    async def backup(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        asked = await requests.body(request, Backup)
+        return _json(await self._vespera.backup(current_caller.get(), asked), status=201)
 
     async def healthz(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)

@@ -14,6 +14,7 @@ import orjson
 from vespera_exec.app.callers import current_caller
 from vespera_exec.model.principal import Caller, allowed_env
 from vespera_exec.server.http.problems import Refused
+from vespera_exec.server.incoming import MOST_VALUES, has_too_many_values
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -101,8 +102,9 @@ class SocketDoor:
 class Guard:
     """ASGI: lets pass what `door` admits, within the limits, with the caller in `current_caller`; denies all else.
 
-    A body arrives whole or not at all: more than `body_limit` bytes are 413, declared or counted. A body
-    must be JSON (`application/json`, UTF-8), else 415.
+    A body arrives whole or not at all: more than `body_limit` bytes are 413, declared or counted; more JSON
+    values than can be parsed without holding up others are 400. A body must be JSON (`application/json`,
+    UTF-8), else 415.
     """
 
     def __init__(self, app: ASGIApp, door: Door, *, body_limit: int) -> None:
@@ -169,7 +171,10 @@ class Guard:
                 raise self._too_large()
             chunks.append(chunk)
             if not message.get("more_body", False):
-                return b"".join(chunks)
+                body = b"".join(chunks)
+                if has_too_many_values(body):
+                    raise Refused(400, "INVALID_INPUT", f"A body may hold at most {MOST_VALUES} JSON values")
+                return body
 
     def _too_large(self) -> Refused:
         return Refused(413, "BODY_TOO_LARGE", f"A body may have at most {self._body_limit} bytes")

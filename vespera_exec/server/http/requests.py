@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 from pydantic import ValidationError
 
+from vespera_exec.app import checks
 from vespera_exec.app.views import Json, Request
 from vespera_exec.errors import InvalidInput
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
 
-MAX_DEPTH = 64
 _R = TypeVar("_R", bound=Request)
 
 
@@ -50,34 +49,11 @@ async def body(request: HttpRequest, shape: type[_R]) -> _R:
         raise InvalidInput(f"the body is not JSON: {error}") from None
     if not isinstance(given, dict):
         raise InvalidInput("the body is not a JSON object")
-    _check_plain(given)
+    checks.plain(given, "the body")
     try:
         return shape.model_validate(given, strict=True)
     except ValidationError as error:
         raise InvalidInput(_complaint(error, "field"), hint=_allowed(shape)) from None
-
-
-def _check_plain(value: Json) -> None:
-    """Depth and strings. The parser itself has refused lone surrogates, NaN, Infinity and bad UTF-8."""
-    level: list[Json] = [value]
-    depth = 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise InvalidInput(f"the body is nested more than {MAX_DEPTH} deep")
-        below: list[Json] = []
-        for each in level:
-            if isinstance(each, dict):
-                below += each.keys()
-                below += each.values()
-            elif isinstance(each, list):
-                below += each
-            elif isinstance(each, str):
-                if "\0" in each:
-                    raise InvalidInput("a string in the body has a NUL")
-            elif isinstance(each, float) and not math.isfinite(each):
-                raise InvalidInput("a number in the body is not finite")
-        level = below
 
 
 def _is_flag(shape: type[Request], name: str) -> bool:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import ValidationError
 
+from vespera_exec.app import checks
 from vespera_exec.app.views import Request, View
 from vespera_exec.errors import InvalidInput
+from vespera_exec.server.incoming import MOST_VALUES, has_too_many_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +63,9 @@ def check(arguments: type[Arguments], given: dict[str, Json]) -> Arguments:
             raise InvalidInput(
                 f"{len(given)} arguments; at most {len(arguments.model_fields)}", hint=_expected(arguments)
             )
-        return arguments.model_validate(_unpacked(arguments, given))
+        unpacked = _unpacked(arguments, given)
+        checks.plain(unpacked, "the arguments")
+        return arguments.model_validate(unpacked)
     except ValidationError as error:
         raise InvalidInput(_complaint(arguments, error), hint=_expected(arguments)) from None
 
@@ -103,6 +107,8 @@ def _unpacked(arguments: type[Request], given: dict[str, Json]) -> dict[str, Jso
     for name, kind in _kinds(arguments).items():
         value = given.get(name)
         if kind == "object" and isinstance(value, str):
+            if has_too_many_values(value.encode(errors="replace")):
+                raise InvalidInput(f"{name}: holds more than {MOST_VALUES} values")
             try:
                 parsed: Any = json.loads(value)
             except (ValueError, RecursionError):

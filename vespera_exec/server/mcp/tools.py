@@ -64,6 +64,15 @@ class Cancel(OneTask):
     )
 
 
+class Pause(OneTask):
+    reason: str = "User requested"
+    wait_ms: WaitMs = 5000
+
+
+class Resume(OneTask):
+    reason: str = "User requested"
+
+
 class AskResult(OneTask):
     output_offset: (
         Annotated[Cursor, Field(description="Read the output from here on; its tail when left out")] | None
@@ -210,6 +219,15 @@ async def _cancel(call: Call, asked: Cancel) -> dict[str, Json]:
     return answers.of(cancelled)
 
 
+async def _pause(call: Call, asked: Pause) -> dict[str, Json]:
+    paused = await call.vespera.pause(call.caller, asked.task_id, reason=asked.reason, wait_ms=asked.wait_ms)
+    return answers.of(paused)
+
+
+async def _resume(call: Call, asked: Resume) -> dict[str, Json]:
+    return answers.of(await call.vespera.resume(call.caller, asked.task_id, reason=asked.reason))
+
+
 async def _get_result(call: Call, asked: AskResult) -> dict[str, Json]:
     result = await call.vespera.get_result(
         call.caller, asked.task_id, output_offset=asked.output_offset, output_limit=asked.output_limit
@@ -328,6 +346,30 @@ PLANS = (
         not_found={"success": False, "error": "Task not found"},
         changes=True,
         destroys=True,
+    ),
+    ToolPlan(
+        name="pause_task_execution",
+        title="Pause a task",
+        description=(
+            "Stop what a task runs where it stands; its clock and timeout stop, too. `pending`: it will stop at its "
+            "next pause point. `success` false says why not in `reason`."
+        ),
+        takes=Pause,
+        gives=views.Paused,
+        use=_pause,
+        not_found={"success": False, "error": "Task not found"},
+        changes=True,
+    ),
+    ToolPlan(
+        name="resume_task_execution",
+        title="Resume a task",
+        description="Let a paused task go on, or take back a pause that is `pending`.",
+        takes=Resume,
+        gives=views.Resumed,
+        use=_resume,
+        not_found={"success": False, "error": "Task not found"},
+        changes=True,
+        opens_world=True,
     ),
     ToolPlan(
         name="list_roles",

@@ -47,7 +47,7 @@ def main(repeats: int) -> int:
                 compared["import typer"] = [sys.executable, "-c", "import typer"]
             times = medians(compared, environ, repeats)
         finally:
-            run([*PROGRAM, "daemon", "stop", "--force"], environ)
+            run([*PROGRAM, "daemon", "stop", "--now"], environ)
     for name, seconds in times.items():
         print(f"{name:<14}{seconds * 1000:8.1f} ms")
     print(f"imported that should not be: {loaded or 'nothing'}")

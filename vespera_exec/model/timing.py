@@ -62,6 +62,8 @@ class TimeTracking:
 
     @property
     def is_paused(self) -> bool:
+        if self._driven:
+            return self._paused_since is not None
         if self.paused_at is None:
             return False
         return self.resumed_at is None or self.resumed_at < self.paused_at

@@ -154,7 +154,8 @@ class SessionView:
         """The clock as it stands now; a view, changing it changes nothing here."""
         with self._ledger:  # the fold and the watch change together
             life, watch = self._life.value, self._watch.value
-        paused = self._ledger.clock.monotonic() - watch.paused if watch.paused is not None else 0.0
+        now = self._ledger.clock.monotonic()
+        paused = now - watch.paused if watch.paused is not None else 0.0
         return TimeTracking(
             started_at=life.started_at,
             paused_at=life.paused_at,
@@ -165,6 +166,7 @@ class SessionView:
             clock=self._ledger.clock,
             _active=life.active_seconds,
             _since=watch.active,
+            _paused_since=now if watch.paused is not None else None,
             _driven=True,
         )
 

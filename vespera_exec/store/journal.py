@@ -223,6 +223,14 @@ class Journal:
         self._wake.set()
         return await future
 
+    def write_for(self, generation: int) -> None:
+        """From now on write only while this is the last row of `owners`: a fence against an owner that is unknown.
+
+        Once there is a later one, nothing can be appended any more.
+        """
+        if self._writer is not None:
+            self._writer.tenure = generation
+
     def limit_pages(self, pages: int) -> None:
         """Let the database file grow to at most `pages` of 4 KiB; beyond, writing fails as on a full disk."""
         self._page_limit = pages

@@ -41,10 +41,15 @@ class Tenure:
 
 @asynccontextmanager
 async def recorded(journal: Journal, owner: Owner) -> AsyncGenerator[list[Tenure]]:
-    """Records that `owner` begins, and that it ended when the block is left. Yields the last ten, its own first."""
+    """Records that `owner` begins, and that it ended when the block is left. Yields the last ten, its own first.
+
+    In between the journal writes for this owner, and no more once another has taken the database over.
+    """
     await journal.perform(lambda connection: _begin(connection, owner))
     try:
-        yield await journal.perform(history)
+        tenures = await journal.perform(history)
+        journal.write_for(tenures[0].generation)
+        yield tenures
     finally:
         with anyio.CancelScope(shield=True):  # an end without its row would be told as a death
             with suppress(StoreError):  # a disk that takes nothing: the next owner can only find it gone

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
-from vespera_exec.errors import Fenced, VesperaError
+from vespera_exec.errors import Fenced, StoreError, VesperaError
 from vespera_exec.model.enums import EventType
 from vespera_exec.model.jsonable import clean_text
 from vespera_exec.model.ledger import Batch, IdempotencyRecord, RequestRecord, ResultRecord, Row
@@ -118,6 +118,8 @@ class Writer:
         self._checkpoint_failed = False
         self.head = 0
         self.checkpoints = 0
+        self.tenure: int | None = None
+        """The `owners.generation` on whose behalf it writes; once set, nothing is written after a later one."""
         self._recall()
 
     @property
@@ -131,6 +133,7 @@ class Writer:
         Raises:
             StoreUnavailable: nothing was written (disk full, I/O error); the same call may be repeated.
             StoreDamaged: nothing was written, and nothing will be.
+            StoreError: another owner has taken the database over; nothing was written.
         """
         try:
             return Written(self._transaction(decisions), [])
@@ -201,9 +204,11 @@ class Writer:
     def close(self) -> None:
         """Leaves no WAL behind, and says that the file was closed properly."""
         try:
+            self._begin()
             database.mark_clean(self._db, clean=True)
+            self._db.execute("COMMIT")
             self.checkpoint("TRUNCATE")
-        except sqlite3.Error as fault:
+        except (sqlite3.Error, StoreError) as fault:
             _log.warning("The database was not closed cleanly and will be checked when next opened: %s", fault)
         finally:
             self._db.close()
@@ -211,17 +216,27 @@ class Writer:
     # one transaction
 
     def _transaction(self, decisions: Sequence[Decision]) -> list[StoredEvent]:
-        self._db.execute("BEGIN IMMEDIATE")
+        self._begin()
         stored = self._put(decisions)
         self._db.execute("COMMIT")
         self._committed(stored)
         return stored
 
+    def _begin(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        if self.tenure is None:
+            return
+        (latest,) = self._db.execute("SELECT max(generation) FROM owners").fetchone()
+        if latest != self.tenure:
+            raise StoreError(
+                f"{self._path.name} has been taken over by another owner", hint="end this process; the other one serves"
+            )
+
     def _one_by_one(self, decisions: Sequence[Decision]) -> Written:
         stored: list[StoredEvent] = []
         refused: list[tuple[int, VesperaError]] = []
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin()
             for place, decision in enumerate(decisions):
                 self._db.execute("SAVEPOINT decision")
                 try:

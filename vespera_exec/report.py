@@ -13,6 +13,7 @@ import os
 import select
 import stat
 import sys
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 REFUSED: Final = 125
@@ -114,15 +115,41 @@ def _descriptor() -> int:
     named = os.environ.get("VESPERA_PROGRESS_FD")
     if named is None:
         raise Refused("not inside an execution (VESPERA_PROGRESS_FD is not set)")
-    try:
-        number = int(named)
-        mode = os.fstat(number).st_mode
-    except (ValueError, OverflowError, OSError):
-        raise Refused(f"the progress descriptor {named!r} was not passed on to this process") from None
+    number = int(named) if named.isascii() and named.isdigit() and len(named) < 7 else -1
     # Where a parent has closed it, the number may belong to a file of the program's own.
-    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)) or number <= 2:
-        raise Refused(f"the progress descriptor {named!r} was not passed on to this process")
-    return number
+    if number > 2 and _is_channel(f"/dev/fd/{number}"):
+        return number
+    if number > 2 and (opened := _of_the_program(number)) is not None:
+        return opened
+    raise Refused(f"the progress descriptor {named!r} was not passed on to this process")
+
+
+def _of_the_program(number: int) -> int | None:
+    """The channel of the program that the execution runs, for a child that was not handed it; Linux only.
+
+    Python's `subprocess`, for one, closes what it is not told to pass on.
+    """
+    mark = os.fsencode(f"VESPERA_EXECUTION_ID={os.environ.get('VESPERA_EXECUTION_ID', '')}")
+    pid, program = os.getppid(), None
+    try:
+        while mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            program = pid
+            pid = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        pass  # the shim, which nobody may look into, or no /proc
+    path = f"/proc/{program}/fd/{number}"
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC) if program and _is_channel(path) else None
+    except OSError:
+        return None
+
+
+def _is_channel(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 if __name__ == "__main__":

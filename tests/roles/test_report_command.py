@@ -102,6 +102,18 @@ def test_child_reports_through_the_descriptor_it_was_passed() -> None:
         os.close(writer)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc to find the program by")
+def test_child_that_was_not_passed_the_descriptor_finds_that_of_its_program() -> None:
+    child = f"{sys.executable} -m vespera_exec.report --done 7"
+    program = f"import subprocess; subprocess.run(['sh', '-c', {child!r} + ' && true'], check=True)"
+    reader, writer = os.pipe()
+    environment = os.environ | {"VESPERA_PROGRESS_FD": str(writer), "VESPERA_EXECUTION_ID": "of this test"}
+    subprocess.run([sys.executable, "-c", program], check=True, pass_fds=[writer], env=environment, timeout=20)
+    os.close(writer)
+    with os.fdopen(reader) as reports:
+        assert json.load(reports) == {"done": 7}
+
+
 @pytest.mark.parametrize("named", [None, "77", "x", "-1", "1", "9999999999999999999999"])
 def test_child_outside_an_execution_is_told_so(named: str | None) -> None:
     done = run(named)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 QUEUED: Final = 400
 RUNNING: Final = 100
-HOT_EVENTS: Final = 8  # as `app.tasks` keeps them
+HOT_EVENTS: Final = 0  # as `app.tasks` keeps them
 EVENTS: Final = (10, 100, 2000)
 QUEUED_BUDGET_KB: Final = 4.0
 RUNNING_BUDGET_KB: Final = 32.0

@@ -12,20 +12,23 @@ Where a text is expected, only a string will do.
 
 from __future__ import annotations
 
+import json
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import orjson
-
 from roles.coalescing import INTERVAL_SECONDS, Coalescer
-from vespera_exec.errors import CancellationException, InvalidProgress, VesperaError
+from roles.losses import Losses
+from vespera_exec.engine.work import MAX_REPORT_BYTES
+from vespera_exec.errors import CancellationException, InvalidInput, InvalidProgress, VesperaError
 from vespera_exec.model.enums import MessageLevel, ProgressType
 from vespera_exec.model.events import Json, mapping
+from vespera_exec.model.jsonable import parsed_json
 from vespera_exec.model.progress import ProgressReport
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Generator
 
     from vespera_exec.engine.work import Tracking
 
@@ -49,7 +52,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One line, read. `problem` says why the line, or a part of it, was not understood."""
+    """One line, read. `problem` says why it was not understood, `lost` why it would not have been kept as it was."""
 
     progress: ProgressReport | None = None
     checkpoint: Held | None = None
@@ -60,6 +63,7 @@ class Report:
     error: dict[str, Json] | None = None
     cancelled: bool = False
     problem: str | None = None
+    lost: str | None = None
 
     @property
     def says_more(self) -> bool:
@@ -71,9 +75,11 @@ class Report:
 def parse_report(line: bytes) -> Report:
     """Total: whatever the bytes are, a report comes back."""
     try:
-        message: Any = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        message: Any = parsed_json(line)
+    except json.JSONDecodeError as error:
         return Report(problem=f"not JSON ({error}): {_clean(line[:80].decode('utf-8', 'replace'))!r}")
+    except ValueError as error:
+        return Report(lost=f"A report was dropped: {error}")
     if not isinstance(message, dict):
         return Report(problem=f"not an object: {_clean(line[:80].decode('utf-8', 'replace'))!r}")
     return read_report(cast("dict[str, Json]", message))
@@ -105,7 +111,8 @@ def read_report(message: dict[str, Json]) -> Report:
 class Intake:
     """Takes the reports of one child, hands them to the log, and keeps its outcome.
 
-    A line that is not understood, or a report that is refused, is counted; the first is logged.
+    A line that is not understood, or a report that is refused, is counted; the first is logged. A line that is
+    too long, and a checkpoint that is refused, is in the log too, in a flood with the others of 5 s.
     Progress waits for at most `interval` seconds within `flushing`, and never behind anything else of its child.
     """
 
@@ -119,13 +126,20 @@ class Intake:
     _parts: list[str] = field(default_factory=list[str])
     _size: int = 0
     _progress: Coalescer = field(init=False)
+    _losses: Losses = field(init=False)
 
     def __post_init__(self) -> None:
+        self._losses = Losses(self.tracking)
         self._progress = Coalescer(self.tracking.progress, self.problem, self.interval)
 
-    def flushing(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def flushing(self) -> Generator[None]:
         """While the child runs: what is held back is recorded in time on this loop, and all of it at the end."""
-        return self._progress.on_time(self.finish)
+        try:
+            with self._progress.on_time(self.finish):
+                yield
+        finally:
+            self._losses.tell()
 
     def line(self, line: bytes) -> None:
         """A line of a child. Never raises: what is refused, because the execution has ended, say, is a problem."""
@@ -133,8 +147,14 @@ class Intake:
             return
         try:
             self.take(parse_report(line))
+        except InvalidInput as error:
+            self._losses.add(f"A checkpoint was refused: {error}")
         except (VesperaError, CancellationException, RecursionError) as error:
             self.problem(str(error)[:200])
+
+    def dropped(self) -> None:
+        """A line was longer than what is read. Never raises."""
+        self._losses.add(f"A report of more than {MAX_REPORT_BYTES // 1024} KiB was dropped")
 
     def guess(self, report: ProgressReport) -> None:
         """Progress read from a child's output; passed over where it is refused. Never raises."""
@@ -163,15 +183,18 @@ class Intake:
         if report.problem is not None:
             self.problem(report.problem)
             return
+        if report.lost is not None:
+            self._losses.add(report.lost)
+            return
         if report.progress is not None:
             self._offer(report.progress)
         if report.says_more:
             self._progress.flush()
-        if report.checkpoint is not None:
-            self.tracking.checkpoint(report.checkpoint.value)
         if report.log is not None:
             self.tracking.log(*report.log)
         self._outcome(report)
+        if report.checkpoint is not None:
+            self.tracking.checkpoint(report.checkpoint.value)
 
     def problem(self, what: str) -> None:
         """Count it, and log the first. Never raises."""
@@ -197,10 +220,12 @@ class Intake:
                 self._parts.append(report.result_part)
         if report.result_end is not None:
             try:
-                self.result = Held(orjson.loads("".join(self._parts)))
+                self.result = Held(parsed_json("".join(self._parts)))
                 self.about = report.result_end
-            except orjson.JSONDecodeError as error:
+            except json.JSONDecodeError as error:
                 self.problem(f"the result came in damaged: {error}")
+            except ValueError as error:
+                self.error = _error({"code": "RESULT_NOT_JSON", "message": f"the result is no JSON: {error}"})
             self._parts, self._size = [], 0
         if report.error is not None:
             self.error = report.error

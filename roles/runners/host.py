@@ -38,7 +38,7 @@ class Reports:
         self._lock = threading.Lock()
 
     def emit(self, message: dict[str, Any]) -> None:
-        self._write(json.dumps(message, allow_nan=False, default=_plain, separators=(",", ":")))
+        self._write(json.dumps(message, allow_nan=False, ensure_ascii=False, default=_plain, separators=(",", ":")))
 
     def result(self, value: Any, about: Mapping[str, Any]) -> None:
         """A result of any size, in lines that the reader takes.
@@ -57,7 +57,7 @@ class Reports:
         self.emit({"result_end": dict(about)})
 
     def _write(self, line: str) -> None:
-        data = memoryview(line.encode() + b"\n")
+        data = memoryview(line.encode(errors="replace") + b"\n")
         with self._lock:  # a line longer than the pipe holds is written in several pieces
             while data:
                 data = data[os.write(self._descriptor, data) :]

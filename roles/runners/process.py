@@ -54,6 +54,7 @@ async def run(role: Role, work: Work) -> WorkResult:
                 stdin=task if role.stdin == "task" else b"",
                 on_output=output.chunk,
                 on_report=intake.line,
+                on_report_dropped=intake.dropped,
                 grace_seconds=role.grace_seconds,
             )
         )

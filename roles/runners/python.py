@@ -13,6 +13,7 @@ from roles.runners import call
 from roles.runners.process import environment, exit_warnings, how_it_ended, stop_if_cancelled, working_directory
 from vespera_exec.engine.work import ProcessSpec, Work, WorkResult
 from vespera_exec.errors import CancellationException, ExecutionError
+from vespera_exec.model.jsonable import parsed_json
 
 if TYPE_CHECKING:
     from roles.definition import Role
@@ -51,6 +52,7 @@ async def _run_in_child(role: Role, work: Work) -> WorkResult:
                 env=environment(role, work),
                 stdin=_request(role, work),
                 on_report=intake.line,
+                on_report_dropped=intake.dropped,
                 grace_seconds=role.grace_seconds,
             )
         )
@@ -99,7 +101,10 @@ async def _run_in_loop(role: Role, work: Work) -> WorkResult:
     work.token.throw_if_cancelled()
     if isinstance(value, WorkResult):
         return value
-    return WorkResult(output=_copied(value))
+    try:
+        return WorkResult(output=_copied(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        return _failed({"code": "RESULT_NOT_JSON", "message": f"the result is no JSON: {error}"}, None, ())
 
 
 def _request(role: Role, work: Work) -> bytes:
@@ -147,4 +152,4 @@ def _returned(value: Json, about: dict[str, Json], warnings: tuple[str, ...], re
 
 def _copied(value: Json) -> Json:
     """The value as the log will have it, apart from what the callable goes on to change."""
-    return json.loads(json.dumps(value, allow_nan=False))
+    return parsed_json(json.dumps(value, allow_nan=False))

@@ -54,6 +54,7 @@ def number_of_the_round(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
+@pytest.mark.promise("nobody_left")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_nothing_is_left_of_a_tree_after_cancel(kind: str, execution_id: str, register: Register) -> None:
     async with ProcessLauncher(execution_id=execution_id) as launcher:
@@ -80,6 +81,7 @@ async def test_nothing_is_left_of_a_tree_when_its_launcher_is_left(
     assert process.exit.returncode == -signal.SIGKILL
 
 
+@pytest.mark.promise("nobody_left")
 @pytest.mark.parametrize("ending", [S.CANCELLED, S.TIMED_OUT])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_terminal_event_says_which_rung_ended_the_tree(
@@ -119,6 +121,7 @@ async def test_the_terminal_event_says_which_rung_ended_the_tree(
     assert terminal.details["outcome"]["rung"] == ("sigterm" if kind == "stopped" else "sigkill")
 
 
+@pytest.mark.promise("nobody_left")
 @pytest.mark.parametrize("victims", WITH_THE_DAEMON, ids=" and ".join)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_nothing_is_left_of_a_tree_when_the_daemon_is_killed(
@@ -133,6 +136,7 @@ async def test_nothing_is_left_of_a_tree_when_the_daemon_is_killed(
     assert took <= 1
 
 
+@pytest.mark.promise("nobody_left")
 @pytest.mark.parametrize("victims", BESIDE_A_LIVING_DAEMON, ids=" and ".join)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_nothing_is_left_of_a_tree_when_its_shim_is_killed(

@@ -14,8 +14,9 @@ import anyio.to_thread
 import pytest
 from test_engine import Body, Place, alive, instant, place, process, telling
 
-from vespera_exec.engine import shim
+from vespera_exec.engine import proctree, shim
 from vespera_exec.engine.work import Work, WorkResult
+from vespera_exec.errors import PauseUnsupported, StoreUnavailable
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, ResourceType
 from vespera_exec.monitoring.sampler import UsageSampler
 
@@ -507,3 +508,54 @@ async def disturb(found: RunningExecution, run: Run, chance: random.Random, canc
 
 _ALTERNATING = [EventType.EXECUTION_PAUSED, EventType.EXECUTION_RESUMED]
 _TOLD = frozenset(_ALTERNATING)
+
+
+# where it cannot be done
+
+
+async def test_what_the_system_cannot_stop_is_not_paused_and_the_refusal_says_so(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proctree, "PROC", str(tmp_path / "no-such-folder"))
+    async with place(data_dir) as here:
+        body, ready, _ = running(BUSY)
+        _, run = await here.submit(body)
+        await ready.wait()
+        with pytest.raises(PauseUnsupported, match="/proc"):
+            execution(here, run).pause("A break")
+        assert not execution(here, run).pause_pending
+        run.session.request_cancellation("enough")
+        await here.ended(run)
+        assert EventType.EXECUTION_PAUSED not in await types(here, run)
+        in_loop, begun, let, _ = stepping()
+        _, beside = await here.submit(in_loop)
+        await begun.wait()
+        let.set()
+        await paused(here, beside)
+        await resumed(here, beside)
+        assert (await here.ended(beside)).status is S.COMPLETED
+
+
+async def test_a_pause_that_could_not_be_recorded_is_taken_back_by_a_resume(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place(data_dir) as here:
+        body, ready, _ = running(BUSY)
+        _, run = await here.submit(body)
+        await ready.wait()
+        (root,) = execution(here, run).roots
+        refused = anyio.Event()
+
+        def refuse(batch: object) -> None:
+            refused.set()
+            raise StoreUnavailable("the disk is on strike")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(here.store.journal, "append", refuse)
+            assert execution(here, run).pause("A break")
+            await refused.wait()
+        assert run.session.status is S.RUNNING
+        await resumed(here, run)
+        await eventually(lambda: "T" not in states(root))
+        run.session.request_cancellation("enough")
+        assert (await here.ended(run)).status is S.CANCELLED

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -14,9 +15,8 @@ import pytest
 from process_harness import PATH, Heard, eventually, lives, py, sh, state_of
 
 from vespera_exec.engine import proctree, shim
-from vespera_exec.engine.pipes import LINE_LIMIT
 from vespera_exec.engine.processes import ProcessLauncher
-from vespera_exec.engine.work import Launcher, ProcessExit, ProcessSpec
+from vespera_exec.engine.work import MAX_REPORT_BYTES, Launcher, ProcessExit, ProcessSpec
 from vespera_exec.errors import CancellationException, ExecutionError
 
 
@@ -250,17 +250,16 @@ async def test_a_working_directory_that_is_none_is_refused(folder: str, tmp_path
 async def test_progress_lines_come_whole_and_in_order_however_they_were_written() -> None:
     script = (
         "import os\n"
-        "for part in (b'{\"a\"', b': 1}\\n\\xff\\x00garb', b'age\\n\\n', b'x' * 262144 + b'\\n',"
-        " b'y' * 262145 + b'\\n', b'z' * 2_000_000 + b'\\n', b'after\\n', b'unended'):\n"
+        "for part in (b'{\"a\"', b': 1}\\n\\xff\\x00garb', b'age\\n\\n', b'x' * 524288 + b'\\n',"
+        " b'y' * 524289 + b'\\n', b'z' * 2_000_000 + b'\\n', b'after\\n', b'unended'):\n"
         "    while part: part = part[os.write(3, part):]"
     )
     heard = Heard()
     async with ProcessLauncher(execution_id="lines") as launcher:
-        process = await launcher.launch(py(script, heard=heard))
-        await process.wait()
-    expected = [b'{"a": 1}', b"\xff\x00garbage", b"", b"x" * LINE_LIMIT, b"after", b"unended"]
-    assert heard.reports == expected
-    assert process.dropped_reports == 2
+        spec = replace(py(script, heard=heard), on_report_dropped=lambda: heard.report(b"dropped"))
+        await (await launcher.launch(spec)).wait()
+    whole = [b'{"a": 1}', b"\xff\x00garbage", b"", b"x" * MAX_REPORT_BYTES]
+    assert heard.reports == [*whole, b"dropped", b"dropped", b"after", b"unended"]
 
 
 async def test_a_flood_of_progress_is_delivered_whole_without_holding_the_loop() -> None:

@@ -14,7 +14,7 @@ from vespera_exec.errors import InvalidInput, InvalidTransitionError
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
 from vespera_exec.model.events import ExecutionEvent, new_id
 from vespera_exec.model.execution import EnhancedTaskExecution
-from vespera_exec.model.jsonable import clean_text, exact_json, jsonable
+from vespera_exec.model.jsonable import clean_text, exact_json, jsonable, parsed_json, whole_json
 from vespera_exec.model.ledger import Ledger
 from vespera_exec.model.replay import replayed, replayed_task
 from vespera_exec.model.session import ExecutionSession
@@ -303,3 +303,19 @@ def test_a_report_stores_the_hot_row_only() -> None:
     assert [type(row).__name__ for row in log.batches[-1].rows] == ["Progress"]
     session.pause()
     assert {type(row).__name__ for row in log.batches[-1].rows} == {"Lifecycle", "Progress"}
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**400, 10**5000], ids=["65", "-64", "long", "longer"])
+def test_an_integer_of_more_than_64_bits_is_refused_where_it_must_come_back(number: int) -> None:
+    for kept in (exact_json, whole_json):
+        with pytest.raises(InvalidInput, match="64 bits"):
+            kept({"n": number}, "it")
+    if number < 10**4000:
+        with pytest.raises(ValueError, match="64 bits"):
+            parsed_json(f'{{"n": [{number}]}}')
+    assert isinstance(jsonable(number), str)
+
+
+def test_integers_of_up_to_64_bits_are_parsed_as_they_stand() -> None:
+    text = '[18446744073709551615, -9223372036854775808, 0.12345678901234567890, "18446744073709551616"]'
+    assert parsed_json(text) == [2**64 - 1, -(2**63), 0.12345678901234568, "18446744073709551616"]

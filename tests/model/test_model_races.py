@@ -6,6 +6,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
 from model_harness import KeptLog
 
 from vespera_exec.errors import Conflict, InvalidProgress, NotExecuting
@@ -45,9 +46,11 @@ def _race(*runners: Callable[[], object]) -> list[BaseException]:
     return faults
 
 
-def test_four_threads_that_end_a_session_end_it_once() -> None:
+@pytest.mark.promise("one_end")
+@pytest.mark.parametrize("rounds", [_ROUNDS, pytest.param(3000, marks=pytest.mark.full)])
+def test_four_threads_that_end_a_session_end_it_once(rounds: int) -> None:
     won: set[ExecutionStatus] = set()
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         log = KeptLog()
         session = ExecutionSession("e1", "t1", ledger=Ledger(sink=log))
         session.start_execution()

@@ -110,6 +110,7 @@ def test_an_allowed_change_records_itself_and_its_milestones_in_one_decision(old
     assert [event.sequence for event in log.of("e1")] == list(range(1, len(log.of("e1")) + 1))
 
 
+@pytest.mark.promise("one_end")
 @pytest.mark.parametrize(
     ("old", "new"),
     [pair for pair in itertools.product(S, S) if pair not in TABLE and pair[0] is not pair[1]],

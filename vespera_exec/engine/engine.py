@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import os
 import shutil
@@ -41,7 +40,7 @@ _log = logging.getLogger(__name__)
 S = ExecutionStatus
 
 _STARTABLE = (S.PENDING, S.RECOVERING, S.PREPARING)
-"""The last is of one that was parked."""
+"""The last is of one that was paused without a slot, and resumed."""
 _BEGUN = 1_000_000
 _REMOVING_SECONDS = 2.0
 _ANNOUNCING_SECONDS = 0.5
@@ -154,9 +153,9 @@ class Engine:
         self._on_done = on_done
         self._queue: WaitingQueue[Job] = WaitingQueue()
         self._waiting: dict[str, Job] = {}
-        """All that have no slot: in the queue, or parked."""
-        self._parked: dict[str, Job] = {}
-        self._deadlines: list[tuple[float, str]] = []
+        """All that have no slot: in the queue, or paused."""
+        self._deadlines: WaitingQueue[Job] = WaitingQueue()
+        """Those in the queue whose role limits the wait; each until then."""
         self._withdrawn: deque[str] = deque()
         self._slots: dict[str, RunningExecution] = {}
         self._runs: dict[str, Run] = {}
@@ -191,12 +190,10 @@ class Engine:
         self._wait(job)
         return run
 
-    def resumed(self, session: ExecutionSession) -> bool:
-        """Queue the job of a session that has left PAUSED; False where none is parked for it."""
-        if (job := self._parked.pop(session.session_id, None)) is None:
-            return False
-        self._enqueue(job)
-        return True
+    def resumed(self, session: ExecutionSession) -> None:
+        """Queue the job of a session that has left PAUSED without a slot; it may wait as long as any other."""
+        if (job := self._waiting.get(session.session_id)) is not None:
+            self._enqueue(job)
 
     def run_of(self, task_id: str) -> Run | None:
         """The active run of a task, or None."""
@@ -224,9 +221,7 @@ class Engine:
     def _wait(self, job: Job) -> None:
         """Until there is a slot, or it is resumed, or it ends."""
         self._waiting[job.key] = job
-        if job.session.lifecycle.status is S.PAUSED:
-            self._parked[job.key] = job
-        else:
+        if job.session.lifecycle.status is not S.PAUSED:
             self._enqueue(job)
         if job.session.cancellation_token is not None:
             job.session.cancellation_token.on_cancel(lambda _: self._withdraw(job.key))
@@ -237,7 +232,8 @@ class Engine:
         if life.not_before is not None:
             not_before = now + (life.not_before - self._clock.now()).total_seconds()
         if job.policy.wait_timeout_seconds:
-            heapq.heappush(self._deadlines, (max(now, not_before or now) + job.policy.wait_timeout_seconds, job.key))
+            latest = max(now, not_before or now) + job.policy.wait_timeout_seconds
+            self._deadlines.put(job.key, job, priority=0, not_before=latest)
         # What has begun goes before what has not.
         priority = life.priority if life.status is S.PENDING else _BEGUN
         self._queue.put(job.key, job, priority=priority, not_before=not_before)
@@ -260,20 +256,18 @@ class Engine:
                 if job := self._waiting.get(self._withdrawn.popleft()):
                     self._leave(job, group)
             now = self._clock.monotonic()
-            while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self._waiting):
-                job = self._waiting.get(heapq.heappop(self._deadlines)[1])
-                if job is not None and job.key not in self._parked:
+            while job := self._deadlines.pop(now):
+                if job.session.lifecycle.status is not S.PAUSED:
                     self._wait_no_longer(job)
                     self._leave(job, group)
             while len(self._slots) < self._options.max_concurrent and (job := self._queue.pop(now)):
+                self._deadlines.discard(job.key)
                 if job.session.lifecycle.status is S.PAUSED:
-                    self._parked[job.key] = job
-                    continue
+                    continue  # until `resumed`
                 del self._waiting[job.key]
                 self._slots[job.key] = self._new_execution(job)
                 group.start_soon(self._execute, job, group)
-            due = [self._queue.next_time(), self._deadlines[0][0] if self._deadlines else None]
-            times = [time for time in due if time is not None]
+            times = [time for each in (self._queue, self._deadlines) if (time := each.next_time()) is not None]
             if not times:
                 await self._wake.wait()
                 continue
@@ -289,8 +283,8 @@ class Engine:
     def _leave(self, job: Job, group: TaskGroup) -> None:
         """It ended before its turn came, or is to end and nothing of it runs."""
         del self._waiting[job.key]
-        self._parked.pop(job.key, None)
         self._queue.discard(job.key)
+        self._deadlines.discard(job.key)
         self._end_if_cancelling(job)
         group.start_soon(self._done, job)
 
@@ -319,9 +313,9 @@ class Engine:
         if following is None:
             await self._done(job)
             return
+        # At once, so that a cancel finds it while its beginning is still on the way to the disk.
+        self._runs[following.session.run_id].session = following.session
         await self._durable(job)
-        if run := self._runs.get(following.session.run_id):
-            run.session = following.session
         self._wait(following)
 
     async def _attempt(self, job: Job, group: TaskGroup) -> Job | None:
@@ -351,11 +345,13 @@ class Engine:
     def _begin(self, session: ExecutionSession) -> None:
         with session.ledger:
             life = session.lifecycle
+            found = "from its last checkpoint" if life.checkpoint_at else "from the start, for want of a checkpoint"
             if life.status is S.PENDING:
                 session.start_execution()
             elif life.status is S.RECOVERING:
-                found = "from its last checkpoint" if life.checkpoint_at else "from the start, for want of a checkpoint"
                 session.update_status(S.PREPARING, f"It goes on {found}")
+            elif life.status is S.PREPARING:
+                session.phases.exit(f"It goes on {found}")  # of its recovery; the clock of its work runs from here
 
     @contextmanager
     def _sampled(self, running: RunningExecution) -> Generator[None]:

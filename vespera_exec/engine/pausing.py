@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from vespera_exec.model.enums import ExecutionStatus
+from vespera_exec.model.transitions import AT_WORK
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from vespera_exec.model.session import ExecutionSession
 
 S = ExecutionStatus
-
-_PAUSABLE = (S.PREPARING, S.VALIDATING, S.RUNNING)
 
 
 class Gate:
@@ -88,10 +87,15 @@ class Pauses:
         await self._settled.wait()
 
     def pause(self, reason: str) -> bool:
-        """Ask it to stand still; False when its work is over or is being ended."""
+        """Ask it to stand still; False when its work is over or is being ended.
+
+        Raises:
+            PauseUnsupported: this system cannot stop what runs.
+        """
         if self._closed:
             return False
         if not self._wanted:
+            self._launcher.check_stoppable()
             self._wanted, self._reason = True, reason
             self.gate.close()
             self._ask()
@@ -143,7 +147,7 @@ class Pauses:
     def _recorded(self) -> bool:
         """Whether it is PAUSED now; a cancel from another thread may have been first."""
         with self._session.ledger:
-            if self._session.lifecycle.status in _PAUSABLE:
+            if self._session.lifecycle.status in AT_WORK:
                 self._session.pause(self._reason)
             return self._session.lifecycle.status is S.PAUSED
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 
+from vespera_exec.engine.work import MAX_REPORT_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vespera_exec.engine.work import ProcessSpec
 
-LINE_LIMIT = 256 * 1024
-"""Bytes of one line; longer ones are dropped."""
 PROGRESS_FD = 3
 """What the work knows its progress descriptor by."""
 _CHUNK = 256 * 1024
@@ -144,13 +144,16 @@ class LinePump(Pump):
 
 
 class Lines:
-    """Cuts a stream into lines; the last one counts also without its newline."""
+    """Cuts a stream into lines; the last one counts also without its newline.
 
-    def __init__(self, deliver: Callable[[bytes], None]) -> None:
-        self.dropped = 0
-        """Lines that were longer than `LINE_LIMIT`."""
+    `dropped` is called in the place of each line of more than `MAX_REPORT_BYTES`.
+    """
+
+    def __init__(self, deliver: Callable[[bytes], None], dropped: Callable[[], None] | None = None) -> None:
         self._deliver = deliver
-        self._ready: deque[bytes] = deque()
+        self._dropped = dropped
+        self._ready: deque[bytes | None] = deque()
+        """None stands for a line that was dropped."""
         self._rest = b""
         self._skipping = False
 
@@ -172,7 +175,11 @@ class Lines:
     def deliver(self, most: int) -> bool:
         """Deliver at most so many lines. Whether there are more."""
         for _ in range(min(most, len(self._ready))):
-            self._deliver(self._ready.popleft())
+            line = self._ready.popleft()
+            if line is not None:
+                self._deliver(line)
+            elif self._dropped is not None:
+                self._dropped()
         return bool(self._ready)
 
     def finish(self) -> None:
@@ -185,10 +192,10 @@ class Lines:
         if self._skipping:
             return
         self._rest += part
-        if len(self._rest) > LINE_LIMIT:
+        if len(self._rest) > MAX_REPORT_BYTES:
             self._rest = b""
             self._skipping = True
-            self.dropped += 1
+            self._ready.append(None)
 
 
 async def feed(plumbing: Plumbing, data: bytes, scope: anyio.CancelScope) -> None:

@@ -1,8 +1,8 @@
 """Processes of one execution, each under a shim, started and ended together.
 
 Linux is where every promise holds. On macOS (no /proc, no subreaper) the ladder reaches the work's process group
-only: what left the group, or outlives the work by itself, is not found, and `pause` answers without having stopped
-anything. Windows has no shim: importing this module fails there.
+only: what left the group, or outlives the work by itself, is not found, and nothing can be paused. Windows has no
+shim: importing this module fails there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import anyio.to_thread
 
 from vespera_exec.engine import pipes, proctree, shim
 from vespera_exec.engine.work import ProcessExit, ProcessSpec
-from vespera_exec.errors import CancellationException, ExecutionError
+from vespera_exec.errors import CancellationException, ExecutionError, PauseUnsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,7 +76,7 @@ class RunningProcess:
         self._swept = False
         self._pauses = 0
         self._stopped: anyio.Event | None = None
-        self._lines = pipes.Lines(spec.on_report) if spec.on_report is not None else None
+        self._lines = pipes.Lines(spec.on_report, spec.on_report_dropped) if spec.on_report is not None else None
         self._plumbing = pipes.Plumbing()
         try:
             self._plumbing.open(spec)
@@ -96,11 +96,6 @@ class RunningProcess:
     def guardian_pid(self) -> int:
         """Of the shim's parent; of the shim itself where there are no subreapers."""
         return self._child.pid
-
-    @property
-    def dropped_reports(self) -> int:
-        """Lines on the progress descriptor that were longer than 256 KiB."""
-        return self._lines.dropped if self._lines else 0
 
     async def wait(self) -> ProcessExit:
         """How it ended, once it and everything it started is gone and all its output has been delivered.
@@ -398,6 +393,14 @@ class ProcessLauncher:
         strays = await anyio.to_thread.run_sync(proctree.strays.end, self.execution_id, abandon_on_cancel=True)
         used = [process.highest_rung for process in processes] + ["sweep" if strays else None]
         return max((rung for rung in used if rung), key=shim.RUNGS.index, default=None)
+
+    def check_stoppable(self) -> None:
+        """
+        Raises:
+            PauseUnsupported: something runs, and this system does not show what belongs to it.
+        """
+        if self.running and not proctree.can_see():
+            raise PauseUnsupported("Processes cannot be paused on this system, which has no /proc")
 
     async def pause(self) -> None:
         """Returns when every process of every tree has really stopped, or has ended, or was resumed meanwhile."""

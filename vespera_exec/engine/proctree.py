@@ -18,6 +18,7 @@ guardians: set[int] = set()
 """The children of this process that have a shim below them (or are one), of whatever launcher; its other children in
 sessions of their own are orphans that it has adopted."""
 _STRAY_SECONDS = 1.0
+PROC = "/proc/self/stat"
 
 
 def become_subreaper() -> bool:
@@ -27,6 +28,11 @@ def become_subreaper() -> bool:
     launcher would then be taken for such an orphan. False where the system has no such thing.
     """
     return shim.become_subreaper()
+
+
+def can_see() -> bool:
+    """Whether this system shows its processes, without which no tree can be found or stopped."""
+    return os.path.exists(PROC)
 
 
 def sweep(execution_ids: Iterable[str], *, seconds: float = 3.0) -> int:

@@ -143,7 +143,11 @@ class RunningExecution:
         return self._pauses.pending
 
     def pause(self, reason: str) -> bool:
-        """Ask it to stand still; False when its work is over or is being ended. PAUSED says that it does."""
+        """Ask it to stand still; False when its work is over or is being ended. PAUSED says that it does.
+
+        Raises:
+            PauseUnsupported: this system cannot stop what runs.
+        """
         accepted = self._pauses.pause(reason)
         self._keep_pauses()
         return accepted
@@ -338,7 +342,9 @@ class RunningExecution:
             await self._pauses.keep()
         # The supervisor of the pauses: a fault of theirs ends no work, and no other execution.
         except Exception:  # noqa: BLE001
-            _log.exception("The pauses of %s have failed; it can still be cancelled", self.job.key)
+            _log.exception("A pause or resume of %s has failed; another may be asked for", self.job.key)
+        finally:
+            self._keeping = False
 
     def _abandon(self) -> None:
         self._rung = "abandoned"

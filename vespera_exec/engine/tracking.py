@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vespera_exec.errors import CancellationException
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel
+from vespera_exec.model.transitions import AT_WORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +20,6 @@ _STATUS_OF_PHASE = {
     ExecutionPhase.SETUP: ExecutionStatus.PREPARING,
     ExecutionPhase.EXECUTION: ExecutionStatus.RUNNING,
 }
-_MOVABLE = (ExecutionStatus.PREPARING, ExecutionStatus.VALIDATING, ExecutionStatus.RUNNING)
 
 
 class SessionTracking:
@@ -46,7 +46,7 @@ class SessionTracking:
             if session.lifecycle.status.is_terminal:
                 raise CancellationException("the execution has ended")
             status = _STATUS_OF_PHASE.get(phase)
-            if status is not None and session.lifecycle.status in _MOVABLE:
+            if status is not None and session.lifecycle.status in AT_WORK:
                 session.update_status(status, message)
             session.enter_phase(phase, message)
 

@@ -6,7 +6,7 @@ Implementations live in the engine (durable) and in `roles.execution` (alone in 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vespera_exec.model.principal import Caller
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from vespera_exec.model.enums import ExecutionPhase, MessageLevel
     from vespera_exec.model.events import Json
     from vespera_exec.model.progress import ProgressReport
+
+
+MAX_REPORT_BYTES: Final = 512 * 1024
+"""Of one line on the progress descriptor: the largest checkpoint fits in, with what goes with it."""
 
 
 class Tracking(Protocol):
@@ -67,7 +71,9 @@ class ProcessSpec:
     on_output: Callable[[str, bytes], None] | None = None
     """`(stream, chunk)`: "stdout" or "stderr", a chunk as it came."""
     on_report: Callable[[bytes], None] | None = None
-    """One line written to the progress descriptor, without its newline; at most 256 KiB, longer ones are dropped."""
+    """One line written to the progress descriptor, without its newline; at most `MAX_REPORT_BYTES`."""
+    on_report_dropped: Callable[[], None] | None = None
+    """Called in the place of a longer line, which is dropped."""
     grace_seconds: float = 3.0
     """From the first signal of a cancellation to SIGKILL."""
 

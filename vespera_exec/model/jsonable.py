@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, cast
+
+import orjson
 
 from vespera_exec.errors import InvalidInput
 
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
 DEEPEST = 32
 """Objects and lists in each other that are kept."""
 _INT_LIMIT = 2**63
+_PARSED_INT_LIMIT = 2**64
+_SHOWN_BITS = 4096  # Python refuses to write longer ones in decimal
+_LONG_NUMBER = re.compile(r"-\d{19}|\d{20}")
 
 
 def clean_text(text: str) -> str:
@@ -27,6 +34,19 @@ def clean_text(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode(errors="replace").decode()
     return text
+
+
+def parsed_json(text: bytes | bytearray | str) -> Json:
+    """What the text says, its integers as they are.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, or has an integer of more than 64 bits, which would come back rounded.
+    """
+    value = orjson.loads(text)
+    told = text if isinstance(text, str) else text.decode()
+    if _LONG_NUMBER.search(told):
+        json.loads(told, parse_int=_kept_int)
+    return value
 
 
 def jsonable(value: object) -> Json:
@@ -41,12 +61,12 @@ def whole_json(value: object, name: str) -> Json:
     """`jsonable`, for what must not be cut.
 
     Raises:
-        InvalidInput: it is deeper than 32 levels; `name` says what.
+        InvalidInput: it is deeper than 32 levels, or has an integer of more than 64 bits; `name` says what.
     """
     try:
         return _copied(value, 0, strict=False, cut=False)
-    except _TooDeep as fault:
-        raise InvalidInput(f"{name}: {fault}", hint="make it flatter") from None
+    except _Lossy as fault:
+        raise InvalidInput(f"{name}: {fault}", hint=fault.hint) from None
 
 
 def details_of(value: Mapping[str, object] | None) -> dict[str, Json]:
@@ -58,19 +78,23 @@ def exact_json(value: object, name: str) -> Json:
     """A copy of `value`, which is JSON already: for what must come back as it was given.
 
     Raises:
-        InvalidInput: it holds something that JSON does not, or is deeper than 32 levels; `name` says what.
+        InvalidInput: it holds something that JSON does not, is deeper than 32 levels, or has an integer of more
+            than 64 bits; `name` says what.
     """
     try:
         return _copied(value, 0, strict=True, cut=False)
-    except _TooDeep as fault:
-        raise InvalidInput(f"{name}: {fault}", hint="make it flatter") from None
+    except _Lossy as fault:
+        raise InvalidInput(f"{name}: {fault}", hint=fault.hint) from None
     except ValueError as fault:
         raise InvalidInput(f"{name} is not JSON: {fault}") from None
 
 
-class _TooDeep(ValueError):
-    def __init__(self) -> None:
-        super().__init__(f"objects and lists stand in each other more than {DEEPEST} levels deep")
+class _Lossy(ValueError):
+    """It would not come back whole. `hint` says what to do."""
+
+    def __init__(self, what: str, hint: str) -> None:
+        super().__init__(what)
+        self.hint = hint
 
 
 def _copied(value: object, depth: int, *, strict: bool, cut: bool) -> Json:
@@ -82,7 +106,7 @@ def _copied(value: object, depth: int, *, strict: bool, cut: bool) -> Json:
         case str():
             return clean_text(value)
         case int():
-            return value if -_INT_LIMIT <= value < _INT_LIMIT else _strange(value, strict=strict)
+            return value if -_INT_LIMIT <= value < _INT_LIMIT else _too_large(value, cut=cut)
         case float():
             return value if math.isfinite(value) else _unsaid(value, strict=strict)
         case Mapping() | list() | tuple() if depth >= DEEPEST:
@@ -104,8 +128,24 @@ def _copied(value: object, depth: int, *, strict: bool, cut: bool) -> Json:
 
 def _too_deep(*, cut: bool) -> str:
     if not cut:
-        raise _TooDeep
+        raise _Lossy(f"objects and lists stand in each other more than {DEEPEST} levels deep", "make it flatter")
     return "..."
+
+
+def _too_large(value: int, *, cut: bool) -> str:
+    if not cut:
+        raise _large_int()
+    return str(value) if value.bit_length() < _SHOWN_BITS else hex(value)
+
+
+def _kept_int(text: str) -> int:
+    if len(text) > 20 or not -_INT_LIMIT <= (value := int(text)) < _PARSED_INT_LIMIT:
+        raise _large_int()
+    return value
+
+
+def _large_int() -> _Lossy:
+    return _Lossy("an integer does not fit into 64 bits", "give it as text")
 
 
 def _key(key: object, *, strict: bool) -> str:

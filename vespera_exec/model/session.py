@@ -166,13 +166,16 @@ class ExecutionSession(WorkLog):
         """To PAUSED; the clock stops. Call it when the work has really stopped."""
         return self._transition(S.PAUSED, reason, details=details)
 
-    def resume(self, reason: str = "") -> bool:
-        """From PAUSED back to where it was paused."""
+    def resume(self, reason: str = "", *, queued: bool = False) -> bool:
+        """From PAUSED back to where it was paused. `queued`: it waits for its turn first, up to its next phase."""
         with self._ledger:
             origin = self._life.value.paused_from
             if self._life.value.status is not S.PAUSED or origin is None:
                 raise InvalidTransitionError(self.status.value, "resumed", ())
-            return self._transition(origin, reason)
+            self._transition(origin, reason)
+            if queued:
+                self._ledger.put(self._watch, Stopwatch(queued=self._ledger.clock.monotonic()))
+            return True
 
     def recover(self, reason: str, *, details: Mapping[str, Json] | None = None) -> bool:
         """To RECOVERING, from a fault or a dead owner.

@@ -9,14 +9,16 @@ from vespera_exec.model.enums import EventType, ExecutionStatus, TaskStatus
 
 S = ExecutionStatus
 
-_WORKING: Final = (S.COMPLETING, S.PAUSED, S.CANCELLING, S.RECOVERING, S.FAILED, S.TIMED_OUT)
+AT_WORK: Final = (S.PREPARING, S.VALIDATING, S.RUNNING)
+"""What may be paused, and gone back to."""
+_FROM_WORK: Final = (S.COMPLETING, S.PAUSED, S.CANCELLING, S.RECOVERING, S.FAILED, S.TIMED_OUT)
 
 ALLOWED: Final[dict[ExecutionStatus, tuple[ExecutionStatus, ...]]] = {
     S.IDLE: (S.PENDING, S.PREPARING),
     S.PENDING: (S.PREPARING, S.CANCELLED, S.TIMED_OUT, S.FAILED),
-    S.PREPARING: (S.VALIDATING, S.RUNNING, *_WORKING),
-    S.VALIDATING: (S.PREPARING, S.RUNNING, *_WORKING),
-    S.RUNNING: (S.COMPLETED, *_WORKING),
+    S.PREPARING: (S.VALIDATING, S.RUNNING, *_FROM_WORK),
+    S.VALIDATING: (S.PREPARING, S.RUNNING, *_FROM_WORK),
+    S.RUNNING: (S.COMPLETED, *_FROM_WORK),
     # From PAUSED only back to where it was paused; `allowed_from` narrows this.
     S.PAUSED: (S.PREPARING, S.VALIDATING, S.RUNNING, S.RECOVERING, S.CANCELLING, S.FAILED, S.TIMED_OUT),
     S.RECOVERING: (S.PREPARING, S.VALIDATING, S.RUNNING, S.CANCELLING, S.FAILED, S.TIMED_OUT),
@@ -45,24 +47,22 @@ _ENTERED: Final[dict[ExecutionStatus, tuple[EventType, ...]]] = {
     S.TIMED_OUT: (EventType.EXECUTION_TIMEOUT,),
     S.CANCELLED: (EventType.EXECUTION_CANCELLED,),
 }
-_AT_WORK: Final = (S.PREPARING, S.VALIDATING, S.RUNNING)
 _CHANGED: Final[dict[tuple[ExecutionStatus, ExecutionStatus], tuple[EventType, ...]]] = {
     (S.IDLE, S.PENDING): (EventType.EXECUTION_CREATED, EventType.EXECUTION_QUEUED),
     (S.IDLE, S.PREPARING): (EventType.EXECUTION_CREATED, EventType.EXECUTION_STARTED),
     (S.PENDING, S.PREPARING): (EventType.EXECUTION_STARTED,),
-    **{(S.PAUSED, working): (EventType.EXECUTION_RESUMED,) for working in _AT_WORK},
-    **{(S.RECOVERING, working): (EventType.INFO,) for working in _AT_WORK},
-    **{(working, S.RECOVERING): (EventType.RECOVERY_INITIATED, EventType.ERROR) for working in _AT_WORK},
+    **{(S.PAUSED, working): (EventType.EXECUTION_RESUMED,) for working in AT_WORK},
+    **{(S.RECOVERING, working): (EventType.INFO,) for working in AT_WORK},
+    **{(working, S.RECOVERING): (EventType.RECOVERY_INITIATED, EventType.ERROR) for working in AT_WORK},
 }
-"""What goes before the annotations of a status as such."""
+"""Instead of the annotations of the new status as such."""
 
 
 def allowed_from(status: ExecutionStatus, paused_from: ExecutionStatus | None = None) -> tuple[ExecutionStatus, ...]:
     """What may follow `status`; out of PAUSED, the work goes back only to the status it was paused in."""
     allowed = ALLOWED[status]
     if status is S.PAUSED and paused_from is not None:
-        working = (S.PREPARING, S.VALIDATING, S.RUNNING)
-        return tuple(each for each in allowed if each not in working or each is paused_from)
+        return tuple(each for each in allowed if each not in AT_WORK or each is paused_from)
     return allowed
 
 

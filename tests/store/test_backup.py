@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -16,6 +17,7 @@ from stored import content, fill, names, opened
 
 from vespera_exec.errors import Conflict, InvalidInput, StoreDamaged, StoreUnavailable
 from vespera_exec.model.task import Task
+from vespera_exec.store.backup import back_up
 from vespera_exec.store.damage import examine
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def restored(backup: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.promise("backup")
 async def test_a_backup_under_load_has_all_that_was_acknowledged_before(data_dir: Path, tmp_path: Path) -> None:
     await fill(data_dir, tasks=200)
     acked: dict[str, int] = {}
@@ -118,10 +121,48 @@ async def test_where_it_cannot_be_written_it_says_why_and_leaves_nothing(data_di
     async with opened(data_dir) as store:
         with pytest.raises(StoreUnavailable, match="folder does not exist"):
             await store.backup(tmp_path / "missing" / "backup.db")
-        (tmp_path / "backup.db.part").mkdir()
+        (tmp_path / ".backup.db.vespera-part").mkdir()
         with pytest.raises(StoreUnavailable, match="cannot write"):
             await store.backup(tmp_path / "backup.db")
-    assert names(tmp_path) == ["backup.db.part", "data"]
+    assert names(tmp_path) == [".backup.db.vespera-part", "data"]
+
+
+async def test_a_backup_that_is_told_to_end_leaves_nothing(data_dir: Path, tmp_path: Path) -> None:
+    await fill(data_dir, tasks=300)  # several steps of copying
+    target = tmp_path / "backup.db"
+    target.write_bytes(b"an older one")
+    asked = 0
+
+    def ask() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        back_up(data_dir / "vespera.db", target, overwrite=True, ask=ask)
+    assert target.read_bytes() == b"an older one"
+    assert names(tmp_path) == ["backup.db", "data"]
+
+
+async def test_two_backups_to_one_file_never_mix(data_dir: Path, tmp_path: Path) -> None:
+    await fill(data_dir, tasks=3)
+    target, other = tmp_path / "backup.db", tmp_path / "backup.db.part"
+    other.write_bytes(b"somebody's own")
+    part = tmp_path / ".backup.db.vespera-part"
+    async with opened(data_dir) as store:
+        with part.open("wb") as being_made:
+            fcntl.flock(being_made, fcntl.LOCK_EX)
+            being_made.write(b"half of another backup")
+            being_made.flush()
+            with pytest.raises(Conflict, match="another backup is being made"):
+                await store.backup(target)
+            assert part.read_bytes() == b"half of another backup"
+        # That one was killed: what it left is in nobody's way.
+        await store.backup(target)
+    assert {each.severity for each in examine(target)} == {"ok"}
+    assert other.read_bytes() == b"somebody's own"
+    assert names(tmp_path) == ["backup.db", "backup.db.part", "data"]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
@@ -133,6 +174,7 @@ async def test_without_permission_it_says_so(data_dir: Path, tmp_path: Path) -> 
             await store.backup(folder / "backup.db")
 
 
+@pytest.mark.promise("backup")
 async def test_damage_is_not_copied_over_a_good_backup(data_dir: Path, tmp_path: Path) -> None:
     database = await fill(data_dir, tasks=20)
     with closing(sqlite3.connect(database)) as db:

@@ -74,6 +74,7 @@ async def flip(data_dir: Path, *, flips: int, seed: int) -> tuple[int, int]:
     return harmful, found
 
 
+@pytest.mark.promise("damage")
 async def test_a_flipped_bit_is_found_and_crashes_nobody(data_dir: Path) -> None:
     harmful, found = await flip(data_dir, flips=20, seed=4)
     assert harmful >= 12
@@ -112,6 +113,7 @@ async def test_a_missing_event_is_found(data_dir: Path) -> None:
     assert all("restore a backup" in each.hint for each in faults)
 
 
+@pytest.mark.promise("damage")
 async def test_an_event_that_does_not_match_its_checksum_is_given_to_nobody(data_dir: Path) -> None:
     database = await fill(data_dir, tasks=1)
     with closing(sqlite3.connect(database)) as db, db:

@@ -69,6 +69,7 @@ async def test_a_follower_hears_history_then_live_without_gap_or_repeat(settings
         assert heard == list(range(1, head + 51))
 
 
+@pytest.mark.promise("reconnect")
 async def test_history_that_memory_has_forgotten_comes_from_the_database(settings: Settings) -> None:
     async with Store.open(settings) as store:
         session = running(store)
@@ -88,6 +89,7 @@ async def test_a_reopened_store_remembers_everything(settings: Settings) -> None
         assert await store.feed.read(task_id=session.task_id) == before
 
 
+@pytest.mark.promise("reconnect")
 async def test_reconnecting_by_cursor_anywhere_loses_and_repeats_nothing(settings: Settings) -> None:
     chance = random.Random(7)
     async with Store.open(settings) as store:

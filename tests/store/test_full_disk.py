@@ -53,10 +53,12 @@ async def fill_up_again_and_again(data_dir: Path, rounds: int) -> None:
     assert {each.severity for each in examine(data_dir / "vespera.db")} == {"ok"}
 
 
+@pytest.mark.promise("disk_full")
 async def test_what_was_refused_for_want_of_room_is_there_once_there_is_room(data_dir: Path) -> None:
     await fill_up_again_and_again(data_dir, 10)
 
 
+@pytest.mark.promise("disk_full")
 @pytest.mark.full
 async def test_forty_times_full_loses_nothing(data_dir: Path) -> None:
     await fill_up_again_and_again(data_dir, 40)
@@ -83,6 +85,7 @@ async def files_that_cannot_grow(data_dir: Path, rounds: int) -> None:
     assert page.dropped + len(page.text) == page.total
 
 
+@pytest.mark.promise("disk_full")
 async def test_files_that_cannot_grow_lose_nothing_either(data_dir: Path) -> None:
     await files_that_cannot_grow(data_dir, 5)
 

@@ -72,6 +72,7 @@ async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
             await anyio.sleep(0.005)
 
 
+@pytest.mark.promise("acknowledged")
 async def test_what_sync_covers_is_in_the_file(path: Path) -> None:
     async with Journal.open(path) as journal:
         task = Task(title="First", sink=journal)
@@ -84,6 +85,7 @@ async def test_what_sync_covers_is_in_the_file(path: Path) -> None:
         assert rows(path, "SELECT count(*) FROM executions WHERE status = 'preparing'") == [(1,)]
 
 
+@pytest.mark.promise("power_loss")
 def test_every_commit_reaches_the_disk_before_it_is_acknowledged(path: Path) -> None:
     connection = open_for_writing(path)
     try:
@@ -216,6 +218,7 @@ async def test_an_ended_execution_never_changes_its_status(path: Path) -> None:
     assert rows(path, "SELECT status FROM executions") == [("completed",)]
 
 
+@pytest.mark.promise("one_end")
 async def test_there_is_one_terminal_event_per_execution(path: Path) -> None:
     def end(sequence: int) -> Batch:
         ended = ExecutionEvent(
@@ -472,6 +475,7 @@ async def test_a_read_only_file_is_unavailable(path: Path) -> None:
             pytest.fail("opened")
 
 
+@pytest.mark.promise("damage")
 async def test_damage_is_looked_for_after_an_unclean_exit(path: Path) -> None:
     async with Journal.open(path) as journal:
         task = Task(sink=journal)
@@ -491,6 +495,7 @@ async def test_damage_is_looked_for_after_an_unclean_exit(path: Path) -> None:
             pytest.fail("opened")
 
 
+@pytest.mark.promise("acknowledged")
 def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(path: Path) -> None:
     program = Path(__file__).with_name("acking_writer.py")
     acked: dict[str, tuple[int, int]] = {}

@@ -143,6 +143,7 @@ def test_bytes_that_are_no_text_are_shown_as_such(data_dir: Path) -> None:
     assert page.next_offset == page.end == page.total == 6
 
 
+@pytest.mark.promise("masked")
 @given(
     secrets=st.lists(st.binary(min_size=1, max_size=6).filter(lambda each: b"*" not in each), min_size=1, max_size=4),
     pieces=st.lists(st.one_of(st.binary(max_size=8), st.integers(0, 3)), max_size=12),

@@ -43,6 +43,7 @@ def torn(wal: bytes, safe: int, draw: random.Random) -> bytes:
     return wal[:safe] + bytes(tail)
 
 
+@pytest.mark.promise("power_loss")
 @pytest.mark.parametrize("losses", [pytest.param(25, id="25"), pytest.param(400, id="400", marks=pytest.mark.full)])
 async def test_a_power_loss_takes_nothing_that_was_acknowledged(data_dir: Path, tmp_path: Path, losses: int) -> None:
     draw = random.Random(7)
@@ -71,6 +72,7 @@ async def test_a_power_loss_takes_nothing_that_was_acknowledged(data_dir: Path, 
         assert {each.severity for each in examine(database)} == {"ok"}
 
 
+@pytest.mark.promise("acknowledged")
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_nothing_acknowledged_is_lost_at_200_points_of_death(data_dir: Path) -> None:

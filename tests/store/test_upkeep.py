@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import anyio
+import pytest
 from stored import fill, names, opened
 
 from vespera_exec.model.clock import Clock
@@ -17,8 +18,6 @@ from vespera_exec.store.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 LONG_AGO = Clock(now=lambda: datetime.now(UTC) - timedelta(days=40), monotonic=lambda: 0.0)
 
@@ -43,6 +42,7 @@ async def test_a_sound_database_is_found_sound_once_a_day(data_dir: Path) -> Non
         assert store.upkeep.findings is None
 
 
+@pytest.mark.promise("damage")
 async def test_damage_that_no_open_noticed_is_logged(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     database = await fill(data_dir, tasks=5)
     with closing(sqlite3.connect(database)) as db, db:
@@ -51,6 +51,28 @@ async def test_damage_that_no_open_noticed_is_logged(data_dir: Path, caplog: pyt
         assert await checked(store) == ["ok", "error"]
     assert "event 9 does not match its checksum" in caplog.text
     assert "restore a backup" in caplog.text
+
+
+async def test_damage_is_looked_for_again_until_it_is_gone(data_dir: Path) -> None:
+    database = await fill(data_dir, tasks=5)
+    with closing(sqlite3.connect(database)) as db, db:
+        db.execute("UPDATE events SET checksum = checksum + 1 WHERE cursor = 9")
+    for _ in range(2):  # a restart does not make it good
+        async with opened(data_dir) as store:
+            await store.upkeep.once()
+            assert [each.severity for each in store.upkeep.findings or ()] == ["ok", "error"]
+
+
+async def test_upkeep_that_stumbles_ends_nobody(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    database = await fill(data_dir, tasks=1)
+    with closing(sqlite3.connect(database)) as db, db:
+        db.execute("INSERT INTO meta VALUES ('checked', '9000000000000000000')")  # a year that no calendar has
+    async with opened(data_dir) as store:
+        async with store.upkeep.running(after_seconds=0):
+            with anyio.fail_after(5):
+                while "Upkeep failed" not in caplog.text:  # noqa: ASYNC110 - it tells the log only
+                    await anyio.sleep(0.005)
+        assert (await store.queries.list_tasks()).total == 1
 
 
 async def test_closing_ends_a_check_that_is_under_way(data_dir: Path) -> None:

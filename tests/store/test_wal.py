@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import anyio
+import pytest
 from stored import opened
 
 from vespera_exec.model.task import Task
@@ -33,6 +34,7 @@ def read_on(database: Path, stop: threading.Event, reads: list[int]) -> None:
             one, other = other, one
 
 
+@pytest.mark.promise("no_leak")
 async def test_the_wal_stays_under_64_mb_while_somebody_reads_on(data_dir: Path) -> None:
     wal = data_dir / "vespera.db-wal"
     stop, reads = threading.Event(), list[int]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 import zlib
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from vespera_exec.errors import StoreError
+from vespera_exec.errors import StoreDamaged, StoreError
 from vespera_exec.model.events import ExecutionEvent
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-_RESTORE = "restore a backup: put it as vespera.db into an empty data directory; this file was left as it is"
+_RESTORE = "move vespera.db away and `vespera-exec restore` a backup; this file was left as it is"
 _SHOWN = 3
 _BATCH = 256
+_PAUSE_SECONDS = 0.02
+_STEPS = 50_000
+"""Of SQLite's machine, a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,28 @@ def examine(database: Path) -> list[Finding]:
     return [Finding("error", error.message, error.hint)]
 
 
-def finding_of(faults: list[str], fine: str, bad: str) -> Finding:
+def examine_in_use(database: Path, *, ask: Callable[[], None]) -> list[Finding]:
+    """Look at a database while its owner writes it: SQLite's check table by table, then each event's checksum.
+
+    In small pieces, so that neither the interpreter nor the WAL is held for long. `ask` is called every few
+    milliseconds, and what it raises ends the look. Blocking.
+
+    Raises:
+        StoreUnavailable: the file cannot be read.
+    """
+    try:
+        with closing(files.open_for_reading(database)) as connection:
+            connection.set_progress_handler(ask, _STEPS)
+            return [_tables(connection), _events(connection, ask)]
+    except sqlite3.Error as fault:
+        ask()  # it may be what interrupted SQLite
+        error = files.named(fault, database.name)
+        if not isinstance(error, StoreDamaged):
+            raise error from fault
+        return [Finding("error", error.message, _RESTORE)]
+
+
+def _finding_of(faults: list[str], fine: str, bad: str) -> Finding:
     """`fine` where there are no faults, else `bad` with the first of them."""
     if not faults:
         return Finding("ok", fine)
@@ -65,14 +90,30 @@ def finding_of(faults: list[str], fine: str, bad: str) -> Finding:
     return Finding("error", f"{bad} {'; '.join(faults[:_SHOWN])[:400]}{more}", _RESTORE)
 
 
-def integrity_faults(connection: sqlite3.Connection) -> Iterator[str]:
-    """What SQLite's full check finds, table by table, so that no snapshot is held for longer than one takes."""
-    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
-    for table in tables:
-        yield from (row[0] for row in connection.execute(f"PRAGMA integrity_check({table!r})") if row[0] != "ok")
+def _tables(connection: sqlite3.Connection) -> Finding:
+    """A snapshot is held for no longer than one table takes."""
+    faults: list[str] = []
+    for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+        found = connection.execute(f"PRAGMA integrity_check({table!r})")
+        faults += [row[0] for row in found if row[0] != "ok"]
+    return _finding_of(faults, "SQLite's integrity check found nothing", "SQLite's integrity check found")
 
 
-def checksum_faults(connection: sqlite3.Connection, *, after: int = 0, limit: int = -1) -> Iterator[tuple[int, str]]:
+def _events(connection: sqlite3.Connection, ask: Callable[[], None]) -> Finding:
+    faults: list[str] = []
+    after, more = 0, True
+    while more:
+        more = False
+        for cursor, fault in _checksum_faults(connection, after=after, limit=_BATCH):
+            after, more = cursor, True
+            if fault:
+                faults.append(f"event {cursor} {fault}")
+        ask()
+        time.sleep(_PAUSE_SECONDS)
+    return _finding_of(faults, "all events match their checksums", "the log:")
+
+
+def _checksum_faults(connection: sqlite3.Connection, *, after: int = 0, limit: int = -1) -> Iterator[tuple[int, str]]:
     """The cursor of each event above `after`, at most `limit` of them, and what does not fit ("" if all does)."""
     rows = connection.execute(
         "SELECT cursor, sequence, type, at, checksum, body FROM events WHERE cursor > ? ORDER BY cursor LIMIT ?",
@@ -97,7 +138,7 @@ def _event_fault(sequence: int, kind: str, at: int | None, checksum: int, body: 
 
 def _integrity(connection: sqlite3.Connection) -> Finding:
     faults = [row[0] for row in connection.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]
-    return finding_of(faults, "SQLite's integrity check found nothing", "SQLite's integrity check found")
+    return _finding_of(faults, "SQLite's integrity check found nothing", "SQLite's integrity check found")
 
 
 def _schema(connection: sqlite3.Connection, version: int) -> Finding:
@@ -117,11 +158,11 @@ def _objects(connection: sqlite3.Connection) -> set[tuple[str, ...]]:
 def _log(connection: sqlite3.Connection) -> Finding:
     looked_at = 0
     faults: list[str] = []
-    for cursor, fault in checksum_faults(connection):
+    for cursor, fault in _checksum_faults(connection):
         looked_at += 1
         if fault:
             faults.append(f"event {cursor} {fault}")
-    return finding_of(faults, f"{looked_at:,} events match their checksums", "events")
+    return _finding_of(faults, f"{looked_at:,} events match their checksums", "the log:")
 
 
 def _numbers(connection: sqlite3.Connection) -> Finding:
@@ -145,7 +186,7 @@ def _numbers(connection: sqlite3.Connection) -> Finding:
         "UNION SELECT id FROM progress WHERE id NOT IN (SELECT id FROM executions) LIMIT 100"
     )
     faults += [f"row {number} belongs to nothing" for (number,) in nameless]
-    return finding_of(faults, "no event is missing", "the order of events:")
+    return _finding_of(faults, "no event is missing", "the order of events:")
 
 
 def _executions(connection: sqlite3.Connection) -> Finding:
@@ -197,7 +238,7 @@ def _folded(
                 faults.append(f"{name} is not what its log says")
         except UNREADABLE as fault:
             faults.append(f"{name} cannot be read: {fault!r:.80}")
-    return finding_of(faults, f"{looked_at:,} {noun} are what their logs say", noun)
+    return _finding_of(faults, f"{looked_at:,} {noun} are what their logs say", noun)
 
 
 def _results(connection: sqlite3.Connection) -> Finding:
@@ -211,7 +252,7 @@ def _results(connection: sqlite3.Connection) -> Finding:
             whole = False
         if not whole:
             faults.append(f"the result in row {number} cannot be read")
-    return finding_of(faults, f"{looked_at:,} results can be read", "results")
+    return _finding_of(faults, f"{looked_at:,} results can be read", "results")
 
 
 def _looked(check: Callable[[sqlite3.Connection], Finding], connection: sqlite3.Connection) -> Finding:

@@ -28,7 +28,10 @@ _GROUP = 4096
 """Decisions in one transaction at most."""
 _IDLE_SECONDS = 0.2
 _PASSIVE_PAGES = 1024
-_RESTART_PAGES = 8192  # 32 MiB: somebody reads on without end, so the writer waits for him once
+_RESTART_PAGES = 8192  # 32 MiB: somebody reads on without end, so the writer waits for him a moment
+_READERS_WAIT_MS = 50
+_PATIENT_PAGES = 11_264  # 44 MiB: that was not enough; the WAL must not grow without end
+_PATIENT_MS = 2000
 _BACK_OFF = (0.1, 2.0)
 _CLOSING_SECONDS = 5.0
 _SAMPLES_WAITING = 2000
@@ -142,6 +145,11 @@ class Journal:
         """Why nothing can be written at the moment; None again when it can."""
         return self._fault
 
+    @property
+    def broken(self) -> StoreError | None:
+        """Why nothing will ever be written again; None while it may."""
+        return self._broken
+
     def check_writable(self) -> None:
         """
         Raises:
@@ -206,14 +214,16 @@ class Journal:
         return await future
 
     async def perform(self, job: Callable[[sqlite3.Connection], _Result]) -> _Result:
-        """What `job` returns. It runs in the writer's thread between two groups, and commits what it begins.
+        """What `job` returns. It runs in the writer's thread between two groups, as one transaction.
 
         Groups wait meanwhile, so a long job is several short ones. Only on the loop that opened the journal.
         Cancelling the wait does not stop a job that has been taken.
 
         Raises:
-            StoreError: the journal is closed, or SQLite refused; what the job had not committed is undone.
+            StoreUnavailable: nothing can be written now; unlike a decision, a job is not kept.
+            StoreError: the journal is closed, another owner has the database, or SQLite refused; all is undone.
         """
+        self.check_writable()
         future: asyncio.Future[_Result] = self._loop.create_future()
         with self._lock:
             if self._broken is not None:
@@ -414,17 +424,22 @@ class Journal:
         if self._fault is None:
             _log.error("The log cannot be written: %s", fault)
         self._fault = fault
+        self._fail_jobs(fault)
         self._tell(self._fail_syncers, fault)
 
     def _stop(self, fault: StoreError) -> None:
         """Nothing can be appended any more; the first reason counts."""
         with self._lock:
             self._broken = self._broken or fault
+        self._fail_jobs(fault)
+        self._tell(self._set_opened, fault)
+        self._tell(self._fail_syncers, fault)
+
+    def _fail_jobs(self, fault: StoreError) -> None:
+        with self._lock:
             jobs, self._jobs = self._jobs, deque()
         for _, future in jobs:
             self._tell(_settle, future, None, _again(fault))
-        self._tell(self._set_opened, fault)
-        self._tell(self._fail_syncers, fault)
 
     def _tidy(self, writer: Writer) -> None:
         """What can wait until the acknowledgements are out: measurements, and moving the WAL."""
@@ -436,7 +451,8 @@ class Journal:
         if writer.pages_in_wal > self._checkpoint_above:
             left = writer.checkpoint()
             if left > _RESTART_PAGES:
-                left = writer.checkpoint("RESTART")
+                patient = left > _PATIENT_PAGES
+                left = writer.checkpoint("RESTART", wait_ms=_PATIENT_MS if patient else _READERS_WAIT_MS)
             # What a reader holds back is not worth asking for at every commit.
             self._checkpoint_above = left + _PASSIVE_PAGES
 

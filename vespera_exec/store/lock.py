@@ -6,8 +6,10 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +21,7 @@ from vespera_exec.errors import DataDirectoryInUse, StoreUnavailable
 if TYPE_CHECKING:
     from types import TracebackType
 
-Purpose = Literal["daemon", "in-process", "library", "doctor", "backup"]
+Purpose = Literal["daemon", "in-process", "library", "doctor", "backup", "restore"]
 
 _WHAT_TO_DO = {
     "daemon": "use it through `vespera-exec`, or stop it with `vespera-exec daemon stop`",
@@ -27,10 +29,13 @@ _WHAT_TO_DO = {
     "library": "close the `Vespera.open` of that program",
     "doctor": "wait until the check has ended",
     "backup": "wait until the backup has ended",
+    "restore": "wait until the backup has been put in place",
 }
 
 # How long a refusal is doubted: `read_owner` holds a shared lock for an instant.
 _PROBE_SECONDS = 0.05
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a fifo", stat.S_IFSOCK: "a socket"}
 
 # Locks held by this process. A forked child drops them, or it would keep a dead owner's directory locked.
 _held: set[int] = set()
@@ -121,9 +126,12 @@ def read_owner(data_dir: Path) -> Owner | None:
 
     Looks by taking a shared lock for an instant. An `acquire` in that instant is not refused, since it
     doubts a refusal for 50 ms; the answer itself may be outdated when it arrives.
+
+    Raises:
+        StoreUnavailable: what stands in the lock's place is no file.
     """
     try:
-        descriptor = os.open(data_dir / paths.LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _opened(data_dir / paths.LOCK, os.O_RDONLY)
     except OSError:
         return None
     try:
@@ -137,9 +145,13 @@ def read_owner(data_dir: Path) -> Owner | None:
 
 
 def last_owner(data_dir: Path) -> Owner | None:
-    """Who took the directory last, gone or not; None where the row is missing or half written."""
+    """Who took the directory last, gone or not; None where the row is missing or half written.
+
+    Raises:
+        StoreUnavailable: as `read_owner`.
+    """
     try:
-        descriptor = os.open(data_dir / paths.LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = _opened(data_dir / paths.LOCK, os.O_RDONLY)
     except OSError:
         return None
     try:
@@ -162,6 +174,15 @@ def locked_by(data_dir: Path) -> list[int]:
     return [int(fields[4]) for fields in held if fields[1] == "FLOCK" and fields[5] == inode]
 
 
+def holds(data_dir: Path) -> bool:
+    """The lock file that stands there is one that this process holds: nobody has removed or replaced it."""
+    try:
+        there = (data_dir / paths.LOCK).lstat()
+    except OSError:
+        return False
+    return any(os.path.samestat(there, os.fstat(descriptor)) for descriptor in _held)
+
+
 def what_to_do(owner: Owner) -> str:
     """How somebody else gets the directory that `owner` holds."""
     return _WHAT_TO_DO.get(owner.purpose, "end that process, or wait for it")
@@ -169,12 +190,26 @@ def what_to_do(owner: Owner) -> str:
 
 def _open(data_dir: Path) -> int:
     try:
-        return os.open(data_dir / paths.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        return _opened(data_dir / paths.LOCK, os.O_RDWR | os.O_CREAT)
     except OSError as fault:
         raise StoreUnavailable(
             f"cannot write to the data directory {data_dir}: {fault.strerror}",
             hint="give yourself write permission, or name another folder in VESPERA_DATA_DIR",
         ) from fault
+
+
+def _opened(path: Path, flags: int) -> int:
+    """
+    Raises:
+        StoreUnavailable: it is no file; a fifo, say, which nobody need write for us to come back.
+        OSError: it cannot be opened.
+    """
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+            raise StoreUnavailable(f"{path} is {kind}, not a lock file", hint="look at it, and remove it")
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 
 
 def _lock(descriptor: int, data_dir: Path, *, until: float) -> None:

@@ -27,7 +27,7 @@ from vespera_exec import paths
 from vespera_exec.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 MASK = b"***"
@@ -85,14 +85,15 @@ class OutputFiles:
             self._open.add(output)
         return output
 
-    def remove(self, execution_id: str) -> None:
-        """Delete what an ended execution has written; nothing where there is nothing."""
-        try:
-            shutil.rmtree(self._folder / _safe(execution_id))
-        except FileNotFoundError:
-            pass
-        except OSError as fault:
-            _log.warning("The output of %s could not be deleted: %s", execution_id, fault)
+    def remove(self, execution_ids: Iterable[str]) -> None:
+        """Delete what ended executions have written; nothing where there is nothing."""
+        for execution_id in execution_ids:
+            try:
+                shutil.rmtree(self._folder / _safe(execution_id))
+            except FileNotFoundError:
+                pass
+            except OSError as fault:
+                _log.warning("The output of %s could not be deleted: %s", execution_id, fault)
 
     def _changed(self, output: Output) -> None:
         with self._lock:

@@ -64,13 +64,11 @@ def history(connection: sqlite3.Connection, limit: int = 10) -> list[Tenure]:
 
 
 def _begin(connection: sqlite3.Connection, owner: Owner) -> None:
-    connection.execute("BEGIN IMMEDIATE")
     connection.execute("UPDATE owners SET until = ?, ended = 'dead' WHERE ended IS NULL", (_now(),))
     connection.execute(
         "INSERT INTO owners (owner, pid, start_ticks, boot_id, purpose, version, since) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (owner.id, owner.pid, owner.start_ticks, owner.boot_id, owner.purpose, owner.version, owner.since),
     )
-    connection.execute("COMMIT")
 
 
 def _end(connection: sqlite3.Connection, owner: Owner) -> None:

@@ -356,10 +356,13 @@ class Queries:
         )  # fmt: skip
         return self._stored(rows)
 
-    async def removed_to(self) -> int:
-        """The highest cursor that retention has removed, 0 where nothing was: from before it, the log has gaps."""
-        rows = await self._rows("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'removed_to'")
-        return rows[0][0] if rows else 0
+    async def removed_before(self, task_id: str, after: int) -> int | None:
+        """A cursor above `after` below which runs of this task may have been removed; None where none was.
+
+        Of other tasks' runs that were removed this says nothing: a log without gaps has None.
+        """
+        rows = await self._rows(_REMOVED_BEFORE, task_id, after)
+        return rows[0][0] + 1 if rows else None
 
     # inside
 
@@ -414,6 +417,12 @@ def percentile(ordered: Sequence[float], percent: float) -> float | None:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
+_ENDED = " + ".join(f"json_extract(t.doc, '$.{each}')" for each in ("completed", "failed", "cancelled", "timed_out"))
+_REMOVED_BEFORE = (
+    "SELECT CAST(m.value AS INTEGER) FROM streams s JOIN tasks t ON t.id = s.id JOIN meta m ON m.key = 'removed_to' "
+    "WHERE s.name = ? AND CAST(m.value AS INTEGER) > ? "
+    f"AND (SELECT count(*) FROM executions e WHERE e.task = t.id AND e.ended = 1) < {_ENDED}"
+)
 _EXECUTIONS = (
     "SELECT e.doc, p.doc, s.name FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
 )

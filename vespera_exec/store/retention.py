@@ -10,10 +10,11 @@ kill in between leaves the note, and the next call goes on from there.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -21,16 +22,16 @@ from vespera_exec.store import database
 from vespera_exec.store.encoding import micros
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
 
     from vespera_exec.store.journal import Journal
     from vespera_exec.store.output import OutputFiles
 
-_UNITS = 10
+_UNITS = 32
 """Tasks or runs that are hidden in one transaction."""
-_ROWS = 400
+_ROWS = 1500
 """Events or samples that are deleted in one transaction."""
 _PAGES = 64
 _PAUSE_SECONDS = 0.01
@@ -55,7 +56,7 @@ async def remove_ended(path: Path, journal: Journal, outputs: OutputFiles, *, be
     report = RetentionReport()
     stamp = micros(before) or 0
     await _finish(journal, outputs, report)
-    for select, hide in ((_OLD_RUNS, _hide_runs), (_OLD_TASKS, _hide_tasks)):
+    for select, hide in ((_RUNS, _hide_runs), (_OLD_TASKS, _hide_tasks)):
         found = await anyio.to_thread.run_sync(_candidates, path, select, stamp)
         for begin in range(0, len(found), _UNITS):
             some = found[begin : begin + _UNITS]
@@ -71,8 +72,8 @@ async def remove_ended(path: Path, journal: Journal, outputs: OutputFiles, *, be
 
 async def _finish(journal: Journal, outputs: OutputFiles, report: RetentionReport) -> None:
     """Let go of all that is hidden."""
-    for execution_id in await journal.perform(_hidden_executions):
-        await anyio.to_thread.run_sync(outputs.remove, execution_id)
+    if executions := await journal.perform(_hidden_executions):
+        await anyio.to_thread.run_sync(outputs.remove, executions)
     left = True
     while left:
         deleted, left = await journal.perform(_delete_some)
@@ -80,11 +81,11 @@ async def _finish(journal: Journal, outputs: OutputFiles, report: RetentionRepor
         await anyio.sleep(_PAUSE_SECONDS)
 
 
-def _candidates(path: Path, select: str, stamp: int) -> list[int]:
-    """What could be removed; looked for beside the writer, and looked at again by it."""
+def _candidates(path: Path, select: str, stamp: int) -> list[Any]:
+    """The tasks or the runs that could be removed; looked for beside the writer, and looked at again by it."""
     try:
         with closing(database.open_for_reading(path)) as reader:
-            return [row[0] for row in reader.execute(select.format(among="1"), {"before": stamp})]
+            return [row[0] for row in reader.execute(select, {"before": stamp})]
     except sqlite3.Error as fault:
         raise database.named(fault, path.name) from fault
 
@@ -94,35 +95,31 @@ def _candidates(path: Path, select: str, stamp: int) -> list[int]:
 
 def _hide_tasks(db: sqlite3.Connection, tasks: Sequence[int], stamp: int) -> tuple[int, int]:
     """How many tasks and executions nobody finds any more."""
-    with _transaction(db):
-        still = _still(db, _OLD_TASKS, "t.id", tasks, stamp)
-        executions = [
-            row[0] for task in still for row in db.execute("SELECT id FROM executions WHERE task = ?", (task,))
-        ]
-        for task in still:
-            db.execute("DELETE FROM idempotency WHERE task_id = (SELECT name FROM streams WHERE id = ?)", (task,))
-            db.execute("DELETE FROM tasks WHERE id = ?", (task,))
-        _hide(db, [*executions, *still])
+    still = _still(db, _OLD_TASKS, "t.id", tasks, stamp)
+    executions = [row[0] for task in still for row in db.execute("SELECT id FROM executions WHERE task = ?", (task,))]
+    for task in still:
+        db.execute("DELETE FROM idempotency WHERE task_id = (SELECT name FROM streams WHERE id = ?)", (task,))
+        db.execute("DELETE FROM tasks WHERE id = ?", (task,))
+    _hide(db, [*executions, *still])
     return len(still), len(executions)
 
 
-def _hide_runs(db: sqlite3.Connection, executions: Sequence[int], stamp: int) -> tuple[int, int]:
-    with _transaction(db):
-        still = _still(db, _OLD_RUNS, "e.id", executions, stamp)
-        for execution in still:
-            db.execute(
-                "DELETE FROM idempotency WHERE task_id = (SELECT t.name FROM streams s JOIN streams t ON t.id = s.task "
-                "WHERE s.id = :id) AND run_id = (SELECT run FROM executions WHERE id = :id)",
-                {"id": execution},
-            )
-        _hide(db, still)
+def _hide_runs(db: sqlite3.Connection, runs: Sequence[str], stamp: int) -> tuple[int, int]:
+    still = _still(db, _OLD_RUNS, "e.run", runs, stamp)
+    for execution in still:
+        db.execute(
+            "DELETE FROM idempotency WHERE task_id = (SELECT t.name FROM streams s JOIN streams t ON t.id = s.task "
+            "WHERE s.id = :id) AND run_id = (SELECT run FROM executions WHERE id = :id)",
+            {"id": execution},
+        )
+    _hide(db, still)
     return 0, len(still)
 
 
-def _still(db: sqlite3.Connection, select: str, key: str, among: Sequence[int], stamp: int) -> list[int]:
-    """Those that may still be removed, now that nobody else writes."""
-    places = ", ".join(map(str, among))
-    return [row[0] for row in db.execute(select.format(among=f"{key} IN ({places})"), {"before": stamp})]
+def _still(db: sqlite3.Connection, select: str, key: str, among: Sequence[str | int], stamp: int) -> list[int]:
+    """The rows that may still be removed, now that nobody else writes."""
+    sql = f"{select} AND {key} IN (SELECT value FROM json_each(:among))"
+    return [row[0] for row in db.execute(sql, {"before": stamp, "among": json.dumps(among)})]
 
 
 def _hide(db: sqlite3.Connection, streams: Sequence[int]) -> None:
@@ -145,50 +142,43 @@ def _hidden_executions(db: sqlite3.Connection) -> list[str]:
 def _delete_some(db: sqlite3.Connection) -> tuple[int, bool]:
     """How many events of hidden streams went, and whether there are more."""
     room, deleted = _ROWS, 0
-    with _transaction(db):
-        for (stream,) in db.execute("SELECT stream FROM removals").fetchall():
-            events = db.execute(
-                "DELETE FROM events WHERE cursor IN (SELECT cursor FROM events WHERE stream = ? LIMIT ?)",
-                (stream, room),
-            ).rowcount
-            samples = db.execute(
-                "DELETE FROM samples WHERE rowid IN (SELECT rowid FROM samples WHERE execution = ? LIMIT ?)",
-                (stream, room - events),
-            ).rowcount
-            deleted += events
-            room -= events + samples
-            if room <= 0:
-                break
-            db.execute("DELETE FROM streams WHERE id = ?", (stream,))
-            db.execute("DELETE FROM removals WHERE stream = ?", (stream,))
+    for (stream,) in db.execute("SELECT stream FROM removals").fetchall():
+        events = db.execute(
+            "DELETE FROM events WHERE cursor IN (SELECT cursor FROM events WHERE stream = ? LIMIT ?)",
+            (stream, room),
+        ).rowcount
+        samples = db.execute(
+            "DELETE FROM samples WHERE rowid IN (SELECT rowid FROM samples WHERE execution = ? LIMIT ?)",
+            (stream, room - events),
+        ).rowcount
+        deleted += events
+        room -= events + samples
+        if room <= 0:
+            break
+        db.execute("DELETE FROM streams WHERE id = ?", (stream,))
+        db.execute("DELETE FROM removals WHERE stream = ?", (stream,))
     return deleted, room <= 0
 
 
 def _give_back(db: sqlite3.Connection) -> int:
     """Free pages that went back to the disk; a file from before this was possible keeps them for later use."""
     (before,) = db.execute("PRAGMA page_count").fetchone()
-    db.execute(f"PRAGMA incremental_vacuum({_PAGES})").fetchall()
+    for _ in range(_PAGES):  # the sqlite3 module takes one step of this statement, whatever number is given
+        db.execute("PRAGMA incremental_vacuum(1)")
     return before - db.execute("PRAGMA page_count").fetchone()[0]
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Generator[None]:
-    """One that the writer undoes where it is not committed."""
-    db.execute("BEGIN IMMEDIATE")
-    yield
-    db.execute("COMMIT")
 
 
 _LAST = "(SELECT stream FROM events ORDER BY cursor DESC LIMIT 1)"
 _NOT_OLD = "(o.ended = 0 OR o.completed IS NULL OR o.completed >= :before)"
 _OLD_TASKS = (
-    "SELECT t.id FROM tasks t WHERE {among} AND t.updated < :before AND t.status IN ('done', 'failed', 'cancelled') "
+    "SELECT t.id FROM tasks t WHERE t.updated < :before AND t.status IN ('done', 'failed', 'cancelled') "
     "AND EXISTS (SELECT 1 FROM executions o WHERE o.task = t.id) "
     f"AND NOT EXISTS (SELECT 1 FROM executions o WHERE o.task = t.id AND {_NOT_OLD}) "
     f"AND t.id <> (SELECT task FROM streams WHERE id = {_LAST})"
 )
 _OLD_RUNS = (
-    "SELECT e.id FROM executions e JOIN tasks t ON t.id = e.task WHERE {among} AND e.ended = 1 "
+    "SELECT e.id FROM executions e JOIN tasks t ON t.id = e.task WHERE e.ended = 1 "
     "AND e.completed < :before AND NOT EXISTS (SELECT 1 FROM executions o WHERE o.run = e.run AND "
-    f"({_NOT_OLD} OR o.id = t.shown OR o.id = {_LAST})) ORDER BY e.id"
+    f"({_NOT_OLD} OR o.id = t.shown OR o.id = {_LAST}))"
 )
+_RUNS = f"SELECT run FROM executions WHERE id IN ({_OLD_RUNS}) GROUP BY run ORDER BY min(id)"

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import anyio
+from anyio.from_thread import check_cancelled
 
 from vespera_exec import paths
 from vespera_exec.store.backup import BackupReport, back_up
+from vespera_exec.store.cancels import UnwrittenCancels
 from vespera_exec.store.feed import Feed, StoredEvent
 from vespera_exec.store.journal import Journal
 from vespera_exec.store.output import Output, OutputFiles
@@ -35,6 +37,7 @@ class Store:
     queries: Queries
     outputs: OutputFiles
     upkeep: Upkeep
+    cancels: UnwrittenCancels
 
     @classmethod
     @asynccontextmanager
@@ -60,17 +63,20 @@ class Store:
         ):
             feed = Feed(queries, head=journal.head)
             upkeep = Upkeep(settings.database, journal, outputs, retention_days=settings.retention_days)
-            yield cls(settings.database, journal, feed, queries, outputs, upkeep)
+            cancels = UnwrittenCancels(settings.data_dir)
+            yield cls(settings.database, journal, feed, queries, outputs, upkeep, cancels)
 
     async def backup(self, path: Path, *, overwrite: bool = False) -> BackupReport:
         """Copy the database to the file `path` while it is written; outputs are files and are not in it.
 
-        Every event that was acknowledged before the call is in the copy. A cancelled call ends with the copying.
+        Every event that was acknowledged before the call is in the copy. A cancelled call leaves nothing.
 
         Raises:
             InvalidInput, Conflict, StoreUnavailable, StoreDamaged: as `backup.back_up`; `path` is as it was.
         """
-        return await anyio.to_thread.run_sync(lambda: back_up(self.database, path, overwrite=overwrite))
+        return await anyio.to_thread.run_sync(
+            lambda: back_up(self.database, path, overwrite=overwrite, ask=check_cancelled)
+        )
 
     async def remove_ended(self, *, before: datetime) -> RetentionReport:
         """Remove the runs, and the tasks with them, that ended before `before`; see `retention`.

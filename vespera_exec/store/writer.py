@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _REMEMBERED = 8192
-_READERS_WAIT_MS = 50
 _JOB_PAGES = 64
 """What a job may write beside the rows that it changes."""
 _CHUNKS = (64, 16, 4, 1)
@@ -148,7 +147,7 @@ class Writer:
     def write_samples(self, samples: Sequence[Sample]) -> int:
         """Commit measurements; returns how many were kept. Those of unknown executions are dropped."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin()
             rows = [
                 (stream, micros(sample.at), sample.metric, sample.value)
                 for sample in samples
@@ -156,35 +155,38 @@ class Writer:
             ]
             self._insert(_SAMPLES, rows)
             self._db.execute("COMMIT")
-        except (sqlite3.Error, ArithmeticError, ValueError, TypeError):
+        except (sqlite3.Error, Fenced, ArithmeticError, ValueError, TypeError):
             self._roll_back()
             return 0
         self._pages += 4 + len(rows) // 30
         return len(rows)
 
     def perform(self, job: Callable[[sqlite3.Connection], Any]) -> Any:
-        """What `job` returns of the write connection. What it leaves uncommitted is undone.
+        """What `job` returns of the write connection: one transaction, undone where it raises.
 
         Raises:
-            StoreError: as SQLite said.
+            StoreError: as SQLite said, or another owner has taken the database over.
         """
         before = self._db.total_changes
         try:
-            return job(self._db)
+            self._begin()
+            result = job(self._db)
+            self._db.execute("COMMIT")
         except sqlite3.Error as fault:
             raise database.named(fault, self._path.name) from fault
         finally:
             self._roll_back()
             self._pages += _JOB_PAGES + self._db.total_changes - before
+        return result
 
-    def checkpoint(self, mode: str = "PASSIVE") -> int:
+    def checkpoint(self, mode: str = "PASSIVE", *, wait_ms: int = 50) -> int:
         """Move what is committed into the database file; returns the pages that a reader kept in the WAL.
 
-        PASSIVE waits for nobody, the others a moment for readers. Never in the way of a commit: it is called
+        PASSIVE waits for nobody, the others up to `wait_ms` for readers. Never in the way of a commit: it is called
         when the acknowledgements are out.
         """
         try:
-            self._db.execute(f"PRAGMA busy_timeout = {_READERS_WAIT_MS}")
+            self._db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
             _, pages, moved = self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
             self._db.execute(f"PRAGMA busy_timeout = {database.BUSY_MS}")
         except sqlite3.Error as fault:
@@ -228,6 +230,7 @@ class Writer:
             return
         (latest,) = self._db.execute("SELECT max(generation) FROM owners").fetchone()
         if latest != self.tenure:
+            self._db.execute("ROLLBACK")
             raise StoreError(
                 f"{self._path.name} has been taken over by another owner", hint="end this process; the other one serves"
             )
@@ -359,11 +362,19 @@ class Writer:
     # names and counters
 
     def _known(self, name: str) -> int | None:
+        """The integer that stands for an id; None where it was never seen.
+
+        Raises:
+            Fenced: retention removes its log at this moment, and would remove what is added to it.
+        """
         known = self._streams.get(name)
         if known is None:
-            found = self._db.execute("SELECT id FROM streams WHERE name = ?", (name,)).fetchone()
+            found = self._db.execute(_KNOWN, (name,)).fetchone()
             if found is not None:
-                known = self._streams[name] = found[0]
+                known, removed = found
+                if removed:
+                    raise Fenced(f"{name} ended long ago and is being removed", hint="make a new task")
+                self._streams[name] = known
         return known
 
     def _stream(self, rows: _Rows, name: str, task: str) -> int:
@@ -440,6 +451,7 @@ class _Statement(NamedTuple):
     updates: bool = False
 
 
+_KNOWN = "SELECT id, EXISTS (SELECT 1 FROM removals WHERE stream = streams.id) FROM streams WHERE name = ?"
 _STREAMS = _Statement("streams", "id, name, task")
 _EVENTS = _Statement("events", "cursor, stream, sequence, type, at, ends, checksum, body")
 _TASKS = _Statement("tasks", "id, title, role, status, priority, principal, created, updated, shown, doc", updates=True)

@@ -51,6 +51,7 @@ PROMISED = [
     "NewTask",
     "NotExecuting",
     "NotFound",
+    "PauseUnsupported",
     "PerformanceProfiler",
     "PermissionDenied",
     "PhaseManager",

@@ -47,6 +47,7 @@ _EXPORTS: dict[str, str] = {
     "NewTask": "vespera_exec.app.views",
     "NotExecuting": "vespera_exec.errors",
     "NotFound": "vespera_exec.errors",
+    "PauseUnsupported": "vespera_exec.errors",
     "PerformanceProfiler": "vespera_exec.model.profile",
     "PermissionDenied": "vespera_exec.errors",
     "PhaseManager": "vespera_exec.model.phases",

@@ -41,6 +41,7 @@ from vespera_exec.errors import (
     InvalidTransitionError as InvalidTransitionError,
     NotExecuting as NotExecuting,
     NotFound as NotFound,
+    PauseUnsupported as PauseUnsupported,
     PermissionDenied as PermissionDenied,
     RoleNotFound as RoleNotFound,
     StoreDamaged as StoreDamaged,

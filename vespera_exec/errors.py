@@ -12,6 +12,7 @@
     │   ├── InvalidTransitionError   INVALID_TRANSITION
     │   ├── AlreadyExecuting         ALREADY_EXECUTING
     │   ├── NotExecuting             NOT_EXECUTING
+    │   ├── PauseUnsupported         PAUSE_UNSUPPORTED     this system cannot stop what runs
     │   └── Fenced                   FENCED                somebody else owns this execution now
     ├── PermissionDenied             PERMISSION_DENIED
     ├── ExecutionError               EXECUTION_FAILED      the work itself failed (any code)
@@ -124,6 +125,11 @@ class AlreadyExecuting(Conflict):
 class NotExecuting(Conflict):
     code = "NOT_EXECUTING"
     default_hint = "start it with execute_task"
+
+
+class PauseUnsupported(Conflict):
+    code = "PAUSE_UNSUPPORTED"
+    default_hint = "let it run, or cancel it"
 
 
 class Fenced(Conflict):

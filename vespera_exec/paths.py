@@ -21,6 +21,7 @@ TOKEN = "token"
 INSTANCE = "instance"
 DAEMON_LOG = "daemon.log"
 OUTPUTS = "outputs"
+CANCELS = "cancels"
 SCRATCH = "scratch"
 
 # What a caller's environment may hand to the work it starts; everything else stays behind.

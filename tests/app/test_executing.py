@@ -476,6 +476,7 @@ async def test_what_waited_runs_as_it_was_asked_for_and_the_log_does_not_tell_fr
         assert os.environ["PATH"] not in told
 
 
+@pytest.mark.promise("commands")
 async def test_what_is_queued_in_a_directory_that_came_with_a_repository_is_never_run(
     opening: Opening, tmp_path: Path
 ) -> None:
@@ -559,6 +560,7 @@ async def test_scratch_that_a_dead_owner_left_is_cleared(opening: Opening, tmp_p
         assert not left.exists()
 
 
+@pytest.mark.promise("masked")
 async def test_the_token_is_masked_wherever_the_work_says_it(vespera: Vespera, tmp_path: Path) -> None:
     token = (tmp_path / "data" / "token").read_text().strip()
     code = (

@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -16,6 +15,9 @@ import pytest
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Execute, Handle
 from vespera_exec.model.principal import Caller
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
 ME = Caller(cwd="/", env={"PATH": os.environ["PATH"]})
@@ -75,10 +77,35 @@ async def ended(vespera: Vespera, handle: Handle) -> Any:
             cursor = read.next_cursor
 
 
+async def running(vespera: Vespera, handle: Handle) -> None:
+    """Returns once it is."""
+    with anyio.fail_after(20):
+        while True:
+            if (await vespera.get_status(ME, handle.task_id)).status == "running":
+                return
+            await anyio.sleep(0.01)
+
+
+async def elapsed(vespera: Vespera, handle: Handle) -> float:
+    session = (await vespera.get_status(ME, handle.task_id)).session
+    assert session is not None
+    return session.time_tracking.elapsed_seconds
+
+
+async def at_work_for(vespera: Vespera, handle: Handle, seconds: float) -> None:
+    """Returns once it has been at work for so long."""
+    with anyio.fail_after(20):
+        while True:
+            if await elapsed(vespera, handle) >= seconds:
+                return
+            await anyio.sleep(0.01)
+
+
 async def events(vespera: Vespera, handle: Handle) -> list[Any]:
     return (await vespera.read_events(ME, handle.session_id, max_events=1000)).events
 
 
+@pytest.mark.promise("dead_owner")
 async def test_a_role_that_resumes_goes_on_from_its_last_checkpoint_in_the_same_session(
     opening: Opening, reader: Callable[..., Execute], tmp_path: Path
 ) -> None:
@@ -99,6 +126,7 @@ async def test_a_role_that_resumes_goes_on_from_its_last_checkpoint_in_the_same_
         assert [event["sequence"] for event in told] == list(range(1, len(told) + 1))
         shown = [event["progress"]["percentage"] for event in told if event["progress"]]
         assert shown == sorted(shown)
+        assert before.session is not None
         assert shown[-1] >= before.session.overall_progress.percentage
         phases = [event["phase"] for event in told if event["type"] == "phase_change"]
         assert "recovery" in phases
@@ -108,6 +136,7 @@ async def test_a_role_that_resumes_goes_on_from_its_last_checkpoint_in_the_same_
         assert (metrics.retry_count, metrics.total_executions) == (0, 1)
 
 
+@pytest.mark.promise("dead_owner")
 async def test_a_role_that_does_not_resume_ends_interrupted_and_names_its_owner(
     opening: Opening, reader: Callable[..., Execute]
 ) -> None:
@@ -128,9 +157,7 @@ async def test_a_run_that_brings_its_owner_down_every_time_is_given_up(
         await at_page(vespera, handle, 3)
     for _ in range(3):
         async with opening() as vespera:
-            with anyio.fail_after(20):
-                while (await vespera.get_status(ME, handle.task_id)).status != "running":
-                    await anyio.sleep(0.01)
+            await running(vespera, handle)
     async with opening() as vespera:
         result = await ended(vespera, handle)
         assert (result.status, result.error["code"]) == ("failed", "INTERRUPTED")
@@ -157,9 +184,7 @@ async def test_resumed_runs_wait_for_a_slot_and_go_before_what_had_not_begun(
             await at_page(vespera, handle, 3)
         waiting = await vespera.execute_task(ME, reader(priority=10))
     async with opening(max_concurrent=1) as vespera:
-        with anyio.fail_after(20):
-            while not (await vespera.get_status(ME, begun[0].task_id)).status == "running":
-                await anyio.sleep(0.01)
+        await running(vespera, begun[0])
         states = [(await vespera.get_status(ME, handle.task_id)).status for handle in (*begun, waiting)]
         assert states == ["running", "recovering", "recovering", "pending"]
         assert (await vespera.cancel(ME, begun[2].task_id, wait_ms=5000)).status == "cancelled"
@@ -181,3 +206,45 @@ async def test_a_role_that_is_gone_leaves_its_run_interrupted(
         result = await ended(vespera, handle)
         assert (result.status, result.error["code"]) == ("failed", "INTERRUPTED")
         assert "reader" in result.error["message"]
+
+
+async def test_a_paused_run_stays_paused_however_many_owners_die(
+    opening: Opening, reader: Callable[..., Execute], tmp_path: Path
+) -> None:
+    async with opening() as vespera:
+        handle = await vespera.execute_task(ME, reader())
+        await at_page(vespera, handle, 3)
+        assert (await vespera.pause(ME, handle.task_id, reason="Lunch")).success
+    for _ in range(5):
+        async with opening() as vespera:
+            status = await vespera.get_status(ME, handle.task_id)
+            assert status.status == "paused"
+    (tmp_path / "go").touch()
+    async with opening() as vespera:
+        assert (await vespera.resume(ME, handle.task_id)).success
+        assert (await ended(vespera, handle)).status == "completed"
+        told = await events(vespera, handle)
+        assert len([event for event in told if event["type"] == "recovery_initiated"]) == 1
+        assert [event["message"] for event in told if "goes on" in event["message"]] == [
+            "It goes on from its last checkpoint"
+        ]
+        assert (tmp_path / "began").read_text() == "0 3 "
+
+
+async def test_a_paused_run_that_is_resumed_without_a_slot_is_not_at_work_while_it_waits(
+    opening: Opening, reader: Callable[..., Execute], tmp_path: Path
+) -> None:
+    async with opening(max_concurrent=2) as vespera:
+        first, second = [await vespera.execute_task(ME, reader(timeout_seconds=20)) for _ in range(2)]
+        for handle in (first, second):
+            await at_page(vespera, handle, 3)
+        await vespera.pause(ME, second.task_id)
+    async with opening(max_concurrent=1) as vespera:
+        await running(vespera, first)
+        resumed = await vespera.resume(ME, second.task_id)
+        assert (resumed.success, resumed.already) == (True, False)
+        before = await elapsed(vespera, second)
+        await at_work_for(vespera, first, await elapsed(vespera, first) + 0.3)
+        assert await elapsed(vespera, second) == before
+        (tmp_path / "go").touch()
+        assert (await ended(vespera, second)).status == "completed"

@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,3 +117,19 @@ def test_files_of_another_user_are_named(data_dir: Path) -> None:
     assert found["data directory"].level == "error"
     assert "vespera.db" in found["data directory"].what
     assert "chown" in found["data directory"].hint
+
+
+def test_files_that_come_and_go_meanwhile_trouble_nobody(data_dir: Path) -> None:
+    program = (
+        "import os\nwhile True:\n for n in range(50): os.close(os.open(f'{n}-wal', os.O_CREAT, 0o600))\n"
+        " for n in range(50): os.unlink(f'{n}-wal')"
+    )
+    with subprocess.Popen([sys.executable, "-S", "-c", program], cwd=data_dir) as coming_and_going:
+        try:
+            while not any(data_dir.iterdir()):
+                assert coming_and_going.poll() is None
+            for _ in range(300):
+                folder = {check.name: check.level for check in doctor.surroundings(data_dir, {})}
+                assert folder["data directory"] in ("ok", "warning")
+        finally:
+            coming_and_going.kill()

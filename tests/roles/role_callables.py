@@ -64,6 +64,17 @@ def large(context: Context) -> list[str]:
     return ["ä" * 100] * 20_000
 
 
+def large_checkpoints(context: Context) -> str:
+    context.checkpoint("ä" * 131_071)  # 256 KiB with its quotes
+    for _ in range(3):
+        context.checkpoint("x" * 600_000)
+    return "done"
+
+
+def large_integer(context: Context) -> dict[str, int]:
+    return {"number": 2**64}
+
+
 def not_json(context: Context) -> object:
     return object()
 

@@ -60,6 +60,7 @@ async def test_command_takes_a_folder_of_its_own(tmp_path: Path) -> None:
     assert result.output["output_tail"] == f"{tmp_path}/sub\n"
 
 
+@pytest.mark.promise("commands")
 async def test_shell_characters_mean_nothing(tmp_path: Path) -> None:
     hostile = ["$(touch owned)", "`touch owned`", "; touch owned", "| touch owned", "a b\tc", "*", "\n", "-n", "'\""]
     result, _ = await command(tmp_path, sys.executable, "-c", "import sys; print(ascii(sys.argv[1:]))", *hostile)
@@ -104,6 +105,7 @@ async def test_values_fill_their_place_and_never_split(tmp_path: Path) -> None:
     assert argv == ["a b; {inputs.deep} *", "--deep=true", "{inputs.name}", "1.5"]
 
 
+@pytest.mark.promise("commands")
 async def test_value_cannot_become_an_option(tmp_path: Path) -> None:
     made = role("inputs: {name: string}", argv=["echo", "{inputs.name}"])
     async with bench(tmp_path, {"name": "--output=/etc/passwd"}) as each:
@@ -120,6 +122,7 @@ async def test_value_cannot_become_an_option(tmp_path: Path) -> None:
     assert process.arguments(inside, {"name": "-x"}, tmp_path) == ("echo", "name=-x")
 
 
+@pytest.mark.promise("masked")
 async def test_child_gets_the_allow_list_and_the_roles_own_variables_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

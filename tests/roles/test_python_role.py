@@ -308,3 +308,23 @@ def test_arguments_follow_the_signature() -> None:
     assert of(named) == (task, context, progress)
     assert of(everything) == (task, context, progress)
     assert of(two) == (task, context)
+
+
+async def test_the_largest_checkpoint_is_kept_and_a_line_that_is_too_long_is_told(tmp_path: Path) -> None:
+    result, made = await run(tmp_path, role_callables.large_checkpoints)
+    assert result.output == "done"
+    assert made.session.lifecycle.checkpoint == "ä" * 131_071
+    dropped = "A report of more than 512 KiB was dropped"
+    assert made.messages(EventType.WARNING) == [dropped, f"{dropped} (and 1 more since the last warning)"]
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+async def test_an_integer_that_would_come_back_rounded_is_no_result(tmp_path: Path, *, in_loop: bool) -> None:
+    async def here(context: Context) -> dict[str, int]:
+        return {"number": 2**64}
+
+    async with bench(tmp_path) as made:
+        fn = here if in_loop else role_callables.large_integer
+        result = await python.run(Role.from_callable(fn, in_loop=in_loop), made.work)
+    assert (result.success, result.error_code) == (False, "RESULT_NOT_JSON")
+    assert "64 bits" in (result.error or "")

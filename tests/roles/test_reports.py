@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roles.losses import Losses
 from roles.reports import Held, Intake, Report, parse_report
 from vespera_exec.engine.tracking import SessionTracking
 from vespera_exec.model.enums import EventType, ExecutionPhase, MessageLevel, ProgressType
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 def session() -> ExecutionSession:
     return Task(title="t").start_execution("r")
+
+
+def warnings(running: ExecutionSession) -> list[str]:
+    return [event.message for event in running.status_events if event.event_type is EventType.WARNING]
 
 
 def test_percentage_with_a_message() -> None:
@@ -120,7 +125,7 @@ def test_refused_report_is_counted_and_told_once() -> None:
     assert sum(event.event_type is EventType.WARNING for event in running.status_events) == 1
 
 
-@pytest.mark.parametrize("first", [b'{"checkpoint": 9223372036854775808}', b"garbage", b'{"progress": -1}'])
+@pytest.mark.parametrize("first", [b"garbage", b'{"progress": -1}'])
 def test_first_problem_is_logged_whatever_it_is(first: bytes) -> None:
     running = session()
     intake = Intake(SessionTracking(running))
@@ -159,3 +164,54 @@ def test_result_in_parts_is_put_together() -> None:
     intake.line(b'{"result_end": {"quality_score": 0.5}}')
     assert intake.result == Held({"a": [1, 2]})
     assert intake.about == {"quality_score": 0.5}
+
+
+REFUSED = [
+    (b'{"checkpoint": %s}' % json.dumps("x" * 256 * 1024).encode(), "at most 262,144"),
+    (b'{"checkpoint": 9223372036854775808}', "64 bits"),
+    (b'{"checkpoint": {"at": -18446744073709551617}}', "64 bits"),
+    (b'{"checkpoint": %s}' % (b"[" * 40 + b"]" * 40), "levels deep"),
+]
+
+
+@pytest.mark.parametrize(("line", "why"), REFUSED, ids=["large", "of 64 bits", "of 65 bits", "deep"])
+def test_refused_checkpoint_is_told_and_the_one_before_it_stays(line: bytes, why: str) -> None:
+    running = session()
+    intake = Intake(SessionTracking(running))
+    intake.line(b'{"checkpoint": "the first"}')
+    intake.line(b"garbage")
+    intake.line(line)
+    assert running.lifecycle.checkpoint == "the first"
+    assert [why in each for each in warnings(running)] == [False, True]
+
+
+def test_what_stands_in_one_line_with_a_refused_checkpoint_is_kept() -> None:
+    running = session()
+    intake = Intake(SessionTracking(running))
+    intake.line(b'{"checkpoint": 9223372036854775808, "log": "a line", "result": 3}')
+    assert intake.result == Held(3)
+    assert "a line" in [event.message for event in running.status_events]
+
+
+def test_integers_come_as_they_were_written_or_not_at_all() -> None:
+    assert parse_report(b'{"result": [18446744073709551615, -9223372036854775808, 1e300]}').result == Held(
+        [18446744073709551615, -9223372036854775808, 1e300]
+    )
+    report = parse_report(b'{"result": 18446744073709551616}')
+    assert (report.result, report.problem) == (None, None)
+    assert "64 bits" in (report.lost or "")
+
+
+def test_a_flood_of_losses_is_told_in_few_lines_and_none_is_left_out() -> None:
+    running, now = session(), 0.0
+    losses = Losses(SessionTracking(running), clock=lambda: now)
+    for number in range(100):
+        now = number / 10
+        losses.add(f"loss {number}")
+    losses.tell()
+    losses.tell()
+    assert warnings(running) == [
+        "loss 0",
+        "loss 50 (and 49 more since the last warning)",
+        "loss 99 (and 48 more since the last warning)",
+    ]

@@ -86,6 +86,7 @@ def test_python_role_serves_tokens_that_may_operate() -> None:
     assert not made.permits(Caller("ci", frozenset({"read"}), over_tcp=True))
 
 
+@pytest.mark.promise("role_files")
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
@@ -162,6 +163,7 @@ def test_fault_is_told_with_file_and_line(text: str | bytes, line: int, message:
     assert message in told
 
 
+@pytest.mark.promise("role_files")
 def test_bombs_are_refused_at_once() -> None:
     laughs = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{chr(98 + level)}: &{chr(98 + level)} [{','.join(['*' + chr(97 + level)] * 9)}]\n" for level in range(9)
@@ -182,6 +184,7 @@ def test_bombs_are_refused_at_once() -> None:
         assert time.perf_counter() - started < 0.1, bomb[:40]
 
 
+@pytest.mark.promise("role_files")
 def test_thousand_hostile_names_are_refused() -> None:
     seeds = [
         "", "A", "1a", "-a", "_a", "a b", "a.b", "a/b", "../a", "/etc/passwd", "a\n", "a\tb", "ä", "a" * 65, "a\u202eb",
@@ -199,6 +202,7 @@ def test_thousand_hostile_names_are_refused() -> None:
             Role(name=name)
 
 
+@pytest.mark.promise("role_files")
 def test_random_bytes_never_escape_as_another_error() -> None:
     for start in range(0, len(WHOLE), 3):
         for planted in (b"\x00", b"\xff", b"*", b"&a ", b"{", b"\n", b"!!python/object:os.system "):

@@ -196,6 +196,7 @@ async def test_lines_sent_together_with_the_preamble_are_not_lost(runtime_dir: P
         assert (await client.read())["id"] == 9
 
 
+@pytest.mark.promise("malformed")
 @pytest.mark.parametrize(
     ("garbage", "code", "number"),
     [
@@ -233,6 +234,7 @@ async def test_garbage_is_answered_once_and_the_session_goes_on(
         await client.call("whoami")
 
 
+@pytest.mark.promise("limits")
 async def test_a_line_of_exactly_the_limit_and_lines_in_pieces_are_read(runtime_dir: Path) -> None:
     async with open_door(runtime_dir) as door, door.session() as client:
         request = b'{"jsonrpc":"2.0","id":"long","method":"ping","params":{"_":"%s"}}'

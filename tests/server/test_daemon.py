@@ -381,6 +381,7 @@ async def test_a_token_holder_is_served_over_tcp_as_the_tokens_principal(place: 
     assert place.ask("/tasks")["total"] == 0
 
 
+@pytest.mark.promise("tcp_denies")
 def test_nobody_comes_in_over_tcp_without_the_token(place: Place) -> None:
     place.start()
     wrong = {"Authorization": "Bearer " + "x" * 43}

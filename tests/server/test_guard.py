@@ -297,6 +297,7 @@ async def test_a_post_without_a_body_needs_no_content_type(echo: Echo) -> None:
         assert (await client.post("/", headers=BEARER)).status_code == 200
 
 
+@pytest.mark.promise("limits")
 async def test_a_body_of_exactly_the_limit_passes_and_one_byte_more_does_not(echo: Echo) -> None:
     headers = {**BEARER, "Content-Type": "application/json"}
     async with tcp(echo) as client:
@@ -305,6 +306,7 @@ async def test_a_body_of_exactly_the_limit_passes_and_one_byte_more_does_not(ech
         assert_problem(await client.post("/", headers=headers, content=b"x" * (LIMIT + 1)), 413, "BODY_TOO_LARGE")
 
 
+@pytest.mark.promise("limits")
 async def test_a_body_without_a_declared_length_is_counted(echo: Echo) -> None:
     async def pieces(count: int) -> AsyncIterator[bytes]:
         for _ in range(count):
@@ -339,6 +341,7 @@ UPGRADE = (
 )
 
 
+@pytest.mark.promise("tcp_denies")
 @pytest.mark.parametrize("websockets", [True, False])
 async def test_a_websocket_is_guarded_like_everything_else(echo: Echo, websockets: bool) -> None:
     if websockets:

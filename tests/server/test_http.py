@@ -112,6 +112,7 @@ def every_route(doors: Doors) -> list[tuple[str, str]]:
     return [*found, ("GET", "/no/such/route"), ("POST", "/no/such/route"), ("DELETE", "/tasks")]
 
 
+@pytest.mark.promise("tcp_denies")
 @pytest.mark.parametrize(
     ("case", "headers", "status"),
     [
@@ -127,6 +128,17 @@ async def test_every_tcp_route_denies(doors: Doors, case: str, headers: dict[str
     for method, path in every_route(doors):
         answer = await doors.remote.request(method, path, headers=headers, content=b"{}")
         assert answer.status_code == status, f"{method} {path} with {case}"
+
+
+async def test_doctor_and_backup_are_for_the_local_user_alone(doors: Doors, tmp_path: Path) -> None:
+    target = tmp_path / "stolen.db"
+    for path, body in (("/doctor", {}), ("/backup", {"path": str(target)})):
+        refused = await doors.remote.post(path, json=body)
+        assert_problem(refused, 403, "PERMISSION_DENIED")
+        assert str(tmp_path) not in refused.text
+        assert not target.exists()
+        assert (await doors.local.post(path, json=body)).is_success
+    assert target.exists()
 
 
 async def test_a_task_is_made_listed_and_shown(doors: Doors) -> None:
@@ -233,6 +245,7 @@ async def test_a_repeated_key_answers_with_the_first_ids(doors: Doors) -> None:
     assert second["repeated"] is True
 
 
+@pytest.mark.promise("commands")
 async def test_commands_come_by_the_socket_only(doors: Doors) -> None:
     assert_problem(await doors.remote.post("/executions", json=run_python("pass")), 403, "PERMISSION_DENIED")
     roles = {role["name"]: role["allowed"] for role in (await doors.remote.get("/roles")).json()["roles"]}
@@ -289,6 +302,7 @@ BAD_BODIES: list[tuple[str, bytes]] = [
 ]
 
 
+@pytest.mark.promise("malformed", "limits")
 @pytest.mark.parametrize(("what", "body"), BAD_BODIES, ids=[what for what, _ in BAD_BODIES])
 async def test_a_bad_body_is_a_400_that_says_why(doors: Doors, what: str, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
@@ -349,6 +363,7 @@ async def test_a_hostile_id_is_refused_without_a_500(doors: Doors, any_id: str) 
         assert answer.status_code in (400, 404), answer.text
 
 
+@pytest.mark.promise("malformed")
 async def test_mutated_requests_never_end_in_a_500(doors: Doors) -> None:
     chance = random.Random(20261120)
     seed = orjson.dumps(run_python("pass", priority=3, timeout_seconds=1.5, idempotency_key="k"))
@@ -439,6 +454,7 @@ async def test_the_event_stream_follows_a_run_to_done(doors: Doors) -> None:
     assert done.data["next_cursor"] == cursors[-1]
 
 
+@pytest.mark.promise("reconnect")
 async def test_a_stream_resumed_anywhere_has_no_gap_and_no_repeat(doors: Doors) -> None:
     handle = await started(doors, "print('x')", wait_ms=15_000)
     path = f"/executions/{handle['session_id']}/events"

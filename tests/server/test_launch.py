@@ -34,6 +34,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield place
 
 
+@pytest.mark.promise("many_clients")
 def test_many_starters_at_once_end_with_exactly_one_daemon(place: Place) -> None:
     argv = [sys.executable, "-P", "-c", STARTER, str(place.data_dir), *place.command]
     starters = [subprocess.Popen(argv, stdin=subprocess.PIPE, env=place.environ) for _ in range(6)]

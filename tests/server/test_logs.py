@@ -98,6 +98,7 @@ def test_where_stderr_is_the_file_each_line_is_written_once_and_stderr_moves_on_
     assert [json.loads(line)["event"] for line in before + records] == [f"line {number}" for number in range(9)]
 
 
+@pytest.mark.promise("masked")
 def test_a_masked_secret_is_in_no_line(root: None, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info")
     logs.mask("canary-4711")

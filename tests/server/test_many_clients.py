@@ -42,6 +42,7 @@ class Acks:
             self.seconds.append(time.monotonic() - began)
 
 
+@pytest.mark.promise("many_clients")
 @pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.full)])
 def test_four_bridges_and_four_commands_on_a_fresh_directory_share_one_daemon(place: Place, seconds: float) -> None:
     acks = [Acks() for _ in range(BRIDGES + COMMANDS)]
@@ -69,6 +70,7 @@ def test_four_bridges_and_four_commands_on_a_fresh_directory_share_one_daemon(pl
     assert place.ask("/tasks", limit=1)["total"] == len(made)
 
 
+@pytest.mark.promise("many_clients")
 @pytest.mark.parametrize("within", [10.0, pytest.param(2.0, marks=pytest.mark.full)])
 def test_four_bridges_outlive_a_killed_daemon_with_all_tasks_there(place: Place, within: float) -> None:
     clients = [place.client(greet=False) for _ in range(BRIDGES)]

@@ -264,6 +264,7 @@ async def test_a_burst_of_progress_reaches_the_reader_whole(doors: Doors) -> Non
     assert lines == [f"line {step}" for step in range(300)]
 
 
+@pytest.mark.promise("malformed")
 async def test_garbage_over_http_is_refused_and_the_door_stays_open(doors: Doors) -> None:
     bodies = [b"", b"{", b"[]", b"null", b"1", b'{"jsonrpc":"1.0"}', b'{"jsonrpc":"2.0","id":1}', b"\xff\xfe"]
     bodies += [b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":' + b"[" * 5000]
@@ -277,6 +278,7 @@ async def test_garbage_over_http_is_refused_and_the_door_stays_open(doors: Doors
         assert (await call(client, "list_tasks"))["total"] == 0
 
 
+@pytest.mark.promise("tcp_denies")
 @pytest.mark.parametrize("path", ["/mcp", "/sse", "/messages/"])
 async def test_no_transport_opens_without_the_token(doors: Doors, path: str) -> None:
     async with httpx.AsyncClient(base_url=doors.url or "", trust_env=False, timeout=10) as http:

@@ -205,6 +205,7 @@ def followed(place: Place, door: Door, task_id: str, *, killed_at: int) -> tuple
                     if event is DONE:
                         successor.join()
                         return events, lost
+                    assert not events or event["cursor"] > events[-1]["cursor"]
                     events.append(event)
                     if page_of(event) == killed_at and successor.ident is None:
                         place.started[0].kill()
@@ -235,13 +236,14 @@ def written(place: Place, task_id: str) -> list[Event]:
     return events
 
 
+@pytest.mark.promise("reconnect")
 @pytest.mark.parametrize(
     ("pages", "disconnects"),
     [(60, 30), pytest.param(1100, 500, marks=(pytest.mark.full, pytest.mark.timeout(300)))],
     ids=["30", "500"],
 )
 @pytest.mark.parametrize("door", [sse, long_poll, mcp_socket, mcp_http])
-def test_a_follower_that_is_cut_off_at_random_hears_everything_once_also_over_a_killed_daemon(
+def test_a_follower_cut_off_at_random_hears_everything_once_over_a_killed_daemon_too(
     place: Place, door: Door, pages: int, disconnects: int
 ) -> None:
     task_id = started(place, pages)

@@ -165,12 +165,13 @@ class Answers:
             InvalidInput: a negative cursor, or `max_events` outside 1 to 1000.
         """
         require(caller, "read")
-        events, done, status = await self._following.read(any_id, cursor=cursor, wait_ms=wait_ms, limit=max_events)
+        read = await self._following.read(any_id, cursor=cursor, wait_ms=wait_ms, limit=max_events)
         return views.EventPage(
-            events=[event.message() for event in events],
-            next_cursor=events[-1].cursor if events else max(cursor, 0),
-            done=done,
-            status=status,
+            events=[event.message() for event in read.events],
+            next_cursor=read.events[-1].cursor if read.events else max(cursor, 0),
+            done=read.done,
+            status=read.status,
+            removed_before=read.removed_before,
         )
 
     async def follow_events(self, caller: Caller, any_id: str, *, cursor: int = 0) -> AsyncIterator[StoredEvent]:
@@ -178,7 +179,7 @@ class Answers:
         require(caller, "read")
         done = False
         while not done:
-            events, done, _ = await self._following.read(any_id, cursor=cursor, wait_ms=15_000, limit=200)
+            events, done, *_ = await self._following.read(any_id, cursor=cursor, wait_ms=15_000, limit=200)
             for event in events:
                 yield event
                 cursor = event.cursor
@@ -314,11 +315,11 @@ class Answers:
 
     def _written(self, found: Found) -> Found:
         """What may be told of it: an end that the disk has refused so far is not told as one."""
-        life, run = found.life, self._engine.run_of(found.record.task_id)
+        life = found.life
         if self._store.journal.fault is None or life is None or not life.status.is_terminal:
             return found
-        if run is None or run.session.session_id != life.execution_id:
-            return found
+        if found.session is None or self._engine.run_of(found.record.task_id) is None:
+            return found  # it comes from the disk, or was settled there
         cancelled = life.status is ExecutionStatus.CANCELLED
         status = ExecutionStatus.CANCELLING if cancelled else ExecutionStatus.COMPLETING
         return replace(found, life=replace(life, status=status, completed_at=None, outcome={}))

@@ -9,24 +9,22 @@ import os
 import shutil
 import sqlite3
 import stat
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vespera_exec import __version__, paths
-from vespera_exec.errors import InvalidInput, StoreDamaged
+from vespera_exec.errors import InvalidInput, StoreError
 from vespera_exec.settings import Settings
 from vespera_exec.store.lock import last_owner, locked_by, read_owner, what_to_do
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 Level = Literal["ok", "warning", "error"]
 
 _MIB = 1024 * 1024
-_FAULTS_SHOWN = 5
 _FULL_BYTES = 64 * _MIB  # what the write-ahead log alone may take
 _SCARCE_BYTES = 512 * _MIB
 _SOCKET_NAME_LIMIT = 107
@@ -54,12 +52,13 @@ def surroundings(data_dir: Path, environ: Mapping[str, str]) -> list[Check]:
     return [*checks, _space(below), _file_system(below)]
 
 
-def contents(database: Path, roles_dir: Path, *, in_use: bool) -> list[Check]:
+def contents(database: Path, roles_dir: Path, *, ask: Callable[[], None] | None = None) -> list[Check]:
     """The database and the role files; blocking. For the owner of the directory alone, in its own process.
 
-    `in_use`: the owner has it open, and may write meanwhile.
+    An owner that has the database open, and may write meanwhile, gives `ask`: called every few milliseconds, it
+    may raise to end the look.
     """
-    return [*(_database_in_use if in_use else _database)(database), *_roles(roles_dir)]
+    return [*_database(database, ask), *_roles(roles_dir)]
 
 
 def version_of_daemon(running: str, pid: int) -> Check:
@@ -103,7 +102,7 @@ def _folder(data_dir: Path) -> Iterator[Check]:
         return
     if seen.st_mode & 0o077:
         yield Check(name=name, level="warning", what=f"{data_dir} is open to others", hint=f"chmod 700 {data_dir}")
-    foreign = [entry.name for entry in os.scandir(data_dir) if entry.stat(follow_symlinks=False).st_uid != os.getuid()]
+    foreign = list(_not_ours(data_dir))
     if seen.st_uid != os.getuid() or foreign:
         whose = ", ".join(sorted(foreign)[:5]) or str(data_dir)
         yield Check(
@@ -114,6 +113,14 @@ def _folder(data_dir: Path) -> Iterator[Check]:
         )
     else:
         yield Check(name=name, level="ok", what=f"{data_dir} is yours")
+
+
+def _not_ours(data_dir: Path) -> Iterator[str]:
+    with os.scandir(data_dir) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # a daemon that comes or goes makes and removes files
+                if entry.stat(follow_symlinks=False).st_uid != os.getuid():
+                    yield entry.name
 
 
 def _lock(data_dir: Path) -> Check:
@@ -220,31 +227,16 @@ def _kind_of_file_system(folder: Path) -> str | None:
     return best[1]
 
 
-def _database(database: Path) -> list[Check]:
-    from vespera_exec.store.damage import examine
+def _database(database: Path, ask: Callable[[], None] | None) -> list[Check]:
+    from vespera_exec.store.damage import examine, examine_in_use
 
     if not database.exists():
         return [Check(name="database", level="ok", what="there is none yet")]
-    found = examine(database)
-    return [Check(name="database", level=each.severity, what=each.what, hint=each.hint) for each in found]
-
-
-def _database_in_use(database: Path) -> list[Check]:
-    from vespera_exec.store.damage import checksum_faults, integrity_faults
-    from vespera_exec.store.database import named, open_for_reading
-
-    hint = StoreDamaged.default_hint
     try:
-        with closing(open_for_reading(database)) as connection:
-            faults = list(islice(integrity_faults(connection), _FAULTS_SHOWN))
-            wrong = (f"event {cursor} {fault}" for cursor, fault in checksum_faults(connection) if fault)
-            faults += islice(wrong, _FAULTS_SHOWN)
-    except sqlite3.Error as fault:
-        error = named(fault, database)
+        found = examine(database) if ask is None else examine_in_use(database, ask=ask)
+    except StoreError as error:
         return [Check(name="database", level="error", what=error.message, hint=error.hint)]
-    if faults:
-        return [Check(name="database", level="error", what="; ".join(faults)[:500], hint=hint)]
-    return [Check(name="database", level="ok", what="SQLite's integrity check and the events' checksums find nothing")]
+    return [Check(name="database", level=each.severity, what=each.what, hint=each.hint) for each in found]
 
 
 def _roles(roles_dir: Path) -> list[Check]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
@@ -30,6 +30,15 @@ MAX_EVENTS = 1000
 _SETTLING_SECONDS = 1.0
 
 
+class Read(NamedTuple):
+    """What was read. `done`: that was all there will be. `removed_before`: as `Queries.removed_before`."""
+
+    events: list[StoredEvent]
+    done: bool
+    status: str | None
+    removed_before: int | None
+
+
 class Following:
     """Pages of the log, and whether there will be more."""
 
@@ -50,10 +59,8 @@ class Following:
             return True
         return found.by_session and run.session.session_id != found.life.execution_id
 
-    async def read(
-        self, any_id: str, *, cursor: int, wait_ms: int, limit: int
-    ) -> tuple[list[StoredEvent], bool, str | None]:
-        """Events after `cursor`, whether that was all there will be, and the status.
+    async def read(self, any_id: str, *, cursor: int, wait_ms: int, limit: int) -> Read:
+        """Events after `cursor`.
 
         Waits up to `wait_ms` (25 s at most) for the first event.
 
@@ -77,12 +84,17 @@ class Following:
                 # The run is settled a moment after its last event: one call less for who waits for the end.
                 left = min(left, _SETTLING_SECONDS) if left > 0 else _SETTLING_SECONDS
             elif events or done or left <= 0:
-                status = found.life.status.value if found.life else None
-                return events, done and len(events) < limit, status
+                return await self._read(found, cursor, events, done=done and len(events) < limit)
             settled = await self._news(task_id, execution_id, events[-1].cursor if events else cursor, left)
             found = await self._tasks.find(any_id)
             if not settled and events:
-                return events, False, found.life.status.value if found.life else None
+                return await self._read(found, cursor, events, done=False)
+
+    async def _read(self, found: Found, cursor: int, events: list[StoredEvent], *, done: bool) -> Read:
+        removed_before = None
+        if events and not found.by_session:  # a session goes whole
+            removed_before = await self._store.queries.removed_before(found.record.task_id, cursor)
+        return Read(events, done, found.life.status.value if found.life else None, removed_before)
 
     async def _news(self, task_id: str, execution_id: str | None, after: int, seconds: float) -> bool:
         """True once there is an event after `after`, or the run is done, within `seconds`."""

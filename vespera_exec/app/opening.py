@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -14,6 +14,7 @@ import anyio
 
 from roles.registry import RoleRegistry
 from vespera_exec import paths
+from vespera_exec.app.owning import check_unserved, taken_by_daemon
 from vespera_exec.app.recovery import Recovery
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.starting import Starter
@@ -22,6 +23,7 @@ from vespera_exec.app.tokens import default_token
 from vespera_exec.app.trust import made_here
 from vespera_exec.engine.engine import Engine, EngineOptions
 from vespera_exec.engine.proctree import become_subreaper, sweep
+from vespera_exec.errors import DaemonUnavailable
 from vespera_exec.model.clock import SYSTEM_CLOCK
 from vespera_exec.monitoring.sampler import UsageSampler
 from vespera_exec.settings import Settings
@@ -56,9 +58,7 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
     settings = settings or Settings.load()
     if path is not None:
         settings = replace(settings, data_dir=_folder(path))
-    # A daemon outlasts the last moments of the one it follows.
-    waiting = 5.0 if purpose == "daemon" else 0.0
-    with OwnerLock.acquire(settings.data_dir, purpose=purpose, wait_seconds=waiting) as lock:
+    with _taken(settings.data_dir, purpose) as lock:
         owner = lock.owner.id
         # A daemon has no children but its own shims; an embedding program may have others.
         adopts = purpose == "daemon" and become_subreaper()
@@ -105,12 +105,27 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                     owners=owners,
                 )
                 recovery = Recovery(
-                    tasks=tasks, roles=roles, starter=starter, engine=engine, owner=owner, trusted=trusted
+                    tasks=tasks,
+                    roles=roles,
+                    starter=starter,
+                    engine=engine,
+                    owner=owner,
+                    trusted=trusted,
+                    cancelled=store.cancels.noted(),
                 )
                 async with engine.running(), store.upkeep.running():
                     recovery.take_over(unfinished)
                     await store.journal.sync()
+                    store.cancels.clear()
                     yield vespera
+
+
+def _taken(data_dir: Path, purpose: Purpose) -> OwnerLock:
+    if purpose == "daemon":
+        return taken_by_daemon(data_dir, os.environ)
+    with suppress(DaemonUnavailable):  # without a folder for sockets there is no daemon to meet
+        check_unserved(data_dir, os.environ)
+    return OwnerLock.acquire(data_dir, purpose=purpose)
 
 
 def _folder(path: str | Path) -> Path:

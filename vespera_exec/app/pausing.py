@@ -35,6 +35,7 @@ class Pausing:
 
         Raises:
             TaskNotFound: the id is unknown.
+            PauseUnsupported: it has processes, which this system cannot stop.
             StoreUnavailable: a pause could not be written now.
         """
         self._store.journal.check_writable()
@@ -105,8 +106,9 @@ class Pausing:
     def _unpark(self, session: ExecutionSession, reason: str) -> None:
         """Of one that a dead owner left paused. The engine starts nothing of it before that is on disk."""
         with session.ledger:
-            if session.lifecycle.status is S.PAUSED:
-                session.resume(reason)
+            if session.lifecycle.status is not S.PAUSED:
+                return
+            session.resume(reason, queued=True)
         self._engine.resumed(session)
 
 

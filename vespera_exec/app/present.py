@@ -12,7 +12,7 @@ from vespera_exec.model.events import Json, mapping
 from vespera_exec.model.progress import Progress, measured
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from vespera_exec.model.clock import Clock
     from vespera_exec.model.lifecycle import Lifecycle
@@ -136,18 +136,28 @@ def _rounded(value: float | None) -> float | None:
     return round(value, 2) if value is not None else None
 
 
-def work(tasks: Iterable[Task], *, limit: int) -> list[views.WorkRow]:
-    """Of these tasks the executions that have begun, the oldest first."""
+def work(tasks: Iterable[Task], *, resumes: Callable[[str], bool], limit: int) -> list[views.WorkRow]:
+    """Of these tasks the executions that have begun: those that would be interrupted first, then the oldest.
+
+    `resumes` says of a role whether its work goes on under the next owner.
+    """
     shown: list[views.WorkRow] = []
     for task in tasks:
         session = task.execution.current_session
-        if session is None or session.lifecycle.status is ExecutionStatus.PENDING or len(shown) == limit:
+        if session is None or session.lifecycle.status is ExecutionStatus.PENDING:
             continue
-        status = session.lifecycle.status.value
+        life = session.lifecycle
+        waits = life.status in (ExecutionStatus.PAUSED, ExecutionStatus.RECOVERING)
         shown.append(
-            views.WorkRow(task_id=task.id, session_id=session.session_id, title=task.record.title, status=status)
+            views.WorkRow(
+                task_id=task.id,
+                session_id=session.session_id,
+                title=task.record.title,
+                status=life.status.value,
+                kept=waits and resumes(life.role_name or ""),
+            )
         )
-    return shown
+    return sorted(shown, key=lambda row: row.kept)[:limit]
 
 
 def owners(tenures: Iterable[Tenure]) -> list[views.OwnerView]:

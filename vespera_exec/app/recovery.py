@@ -12,12 +12,15 @@ from vespera_exec.errors import ExecutionError, InvalidInput, InvalidTransitionE
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from roles.definition import Role
     from roles.registry import RoleRegistry
     from vespera_exec.app.starting import Starter
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
     from vespera_exec.engine.running import Job
+    from vespera_exec.model.events import Json
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.model.task import Task
@@ -46,15 +49,27 @@ class Recovery:
     """Takes over, for the owner of a data directory, what another left unfinished."""
 
     def __init__(
-        self, *, tasks: LiveTasks, roles: RoleRegistry, starter: Starter, engine: Engine, owner: str, trusted: bool
+        self,
+        *,
+        tasks: LiveTasks,
+        roles: RoleRegistry,
+        starter: Starter,
+        engine: Engine,
+        owner: str,
+        trusted: bool,
+        cancelled: Collection[str] = (),
     ) -> None:
-        """`trusted` False: the directory was not made here by this user, and nothing that comes out of it is run."""
+        """`trusted` False: the directory was not made here by this user, and nothing that comes out of it is run.
+
+        `cancelled` are sessions whose cancel the log could not take.
+        """
         self._tasks = tasks
         self._roles = roles
         self._starter = starter
         self._engine = engine
         self._owner = owner
         self._trusted = trusted
+        self._cancelled = cancelled
 
     def take_over(self, left: list[Unfinished]) -> Recovered:
         """Decide about all of them. It is on disk after the next `sync`; the engine starts nothing before."""
@@ -89,33 +104,30 @@ class Recovery:
     def _continued(self, task: Task, session: ExecutionSession, left: Unfinished) -> Job | None:
         """The job of an execution that goes on; None where it has ended here."""
         life = left.lifecycle
-        if life.status is S.CANCELLING:
+        if life.execution_id in self._cancelled:
+            session.request_cancellation("Asked for while the disk was full")
+            if session.lifecycle.status.is_terminal:
+                return None
+        if session.lifecycle.status is S.CANCELLING:
             session.end_cancelled(outcome={"owner_died": life.owner})
             return None
         began = life.status is not S.PENDING
         died = f"The server that ran it ({life.owner}) ended in the middle" if began else ""
         try:
-            role = self._may_go_on(life, left.request)
-        except ExecutionError as error:
-            said = f"{died}; {error.message}" if began else error.message[:1].upper() + error.message[1:]
+            role, asked = self._may_go_on(life, left.request)
+            if began:
+                self._recover(session, life, died)
+        except _Refused as error:
+            said = f"{died}; {error}" if began else f"{error}"[:1].upper() + f"{error}"[1:]
             session.fail(ExecutionError(said, code="INTERRUPTED", context={"owner": life.owner}))
             return None
-        job = self._starter.job(task, session, role, orjson.loads(left.request or b"{}"))
-        if not began:
-            return job
-        try:
-            self._recover(session, life, died)
-        except InvalidTransitionError:
-            said = f"{died}; that was the last of {session.max_recovery_attempts} recoveries"
-            session.fail(ExecutionError(said, code="INTERRUPTED", context={"owner": life.owner}))
-            return None
-        return job
+        return self._starter.job(task, session, role, asked)
 
-    def _may_go_on(self, life: Lifecycle, request: bytes | None) -> Role:
-        """The role it goes on with.
+    def _may_go_on(self, life: Lifecycle, request: bytes | None) -> tuple[Role, dict[str, Json]]:
+        """The role it goes on with, and what was asked for.
 
         Raises:
-            ExecutionError: why it does not.
+            _Refused: why it does not.
         """
         if not self._trusted:
             raise _Refused("it lay in a data directory that was not made here by you, and was not run")
@@ -125,25 +137,38 @@ class Recovery:
             role = self._roles.get(life.role_name or "")
         except (RoleNotFound, InvalidInput) as error:
             raise _Refused(f"its role cannot be used any more: {error.message}") from error
-        if not self._starter.permits(self._starter.caller(orjson.loads(request)), role):
+        try:
+            asked: dict[str, Json] = orjson.loads(request)
+        except orjson.JSONDecodeError:
+            raise _Refused("what was asked for cannot be read any more") from None
+        if not self._starter.permits(self._starter.caller(asked), role):
             raise _Refused(f"role {role.name} is not open any more to whoever asked for it")
         if life.status is S.COMPLETING:
             raise _Refused("its result was not yet written")
         if life.status is not S.PENDING and role.on_interrupt != "resume":
             raise _Refused(f"role {role.name} does not resume")
-        return role
+        return role, asked
 
     def _recover(self, session: ExecutionSession, life: Lifecycle, died: str) -> None:
-        """To RECOVERING; one that was paused goes on to PAUSED, since nothing of it runs."""
+        """To RECOVERING; one that was paused goes on to PAUSED, since nothing of it runs.
+
+        Raises:
+            _Refused: it has done so too often.
+        """
+        paused = life.status is S.PAUSED
+        if paused and life.current_phase is ExecutionPhase.RECOVERY:
+            return  # it has not gone on since an earlier owner died: nothing was lost with this one
         if life.status is not S.RECOVERING:
             known = {"owner": life.owner, "checkpoint_at": life.checkpoint_at and life.checkpoint_at.isoformat()}
-            session.recover(died, details=known)
+            try:
+                session.recover(died, details=known)
+            except InvalidTransitionError:
+                raise _Refused(f"that was the last of {session.max_recovery_attempts} recoveries") from None
             session.enter_phase(ExecutionPhase.RECOVERY, died)
-        if life.status is S.PAUSED:
+        if paused:
             session.update_status(S.PREPARING, "It was paused, and stays so")
             session.pause(life.status_message)
 
 
-class _Refused(ExecutionError):
-    def __init__(self, message: str) -> None:
-        super().__init__(message, code="INTERRUPTED")
+class _Refused(Exception):
+    """An execution does not go on; the argument says why."""

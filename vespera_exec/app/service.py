@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.from_thread import check_cancelled
 
 from vespera_exec import __version__
 from vespera_exec.app import checks, doctor, present, views
@@ -16,6 +17,9 @@ from vespera_exec.app.pausing import Pausing
 from vespera_exec.app.tasks import meant
 from vespera_exec.errors import (
     Conflict,
+    InvalidInput,
+    RoleNotFound,
+    StoreDamaged,
     StoreUnavailable,
     TaskNotFound,
 )
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from vespera_exec.app.starting import Starter
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
+    from vespera_exec.errors import StoreError
     from vespera_exec.model.ledger import IdempotencyRecord
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.principal import Caller
@@ -175,8 +180,7 @@ class Vespera(Answers):
         if wait_ms and run is not None:
             with anyio.move_on_after(wait_ms / 1000):
                 await run.done.wait()
-        elif self._store.journal.fault is None:
-            await self._store.journal.sync()
+        await self._cancel_kept(session.session_id)
         found = self._written(await self._tasks.find(session.session_id))
         life = found.life or session.lifecycle
         return views.Cancelled(
@@ -198,6 +202,7 @@ class Vespera(Answers):
 
         Raises:
             TaskNotFound: the id is unknown.
+            PauseUnsupported: it has processes, which this system cannot stop.
             StoreUnavailable: a pause could not be written now.
         """
         require(caller, "operate")
@@ -220,6 +225,12 @@ class Vespera(Answers):
         """Nothing runs, waits or backs off."""
         return self._engine.idle
 
+    @property
+    def replaced(self) -> StoreError | None:
+        """Why the log, though it is sound, takes nothing from this process ever again: another owner has it, say."""
+        fault = self._store.journal.broken
+        return None if isinstance(fault, StoreDamaged) else fault
+
     def describe(
         self, *, url: str | None = None, tcp_problem: str | None = None, connections: int = 0
     ) -> views.DaemonView:
@@ -236,7 +247,8 @@ class Vespera(Answers):
             head=self._store.journal.head,
             connections=connections,
             store_fault=str(fault) if fault else None,
-            work=present.work(self._tasks.held(), limit=20),
+            damage=next((each.what for each in self._store.upkeep.findings or () if each.severity == "error"), None),
+            work=present.work(self._tasks.held(), resumes=self._resumes, limit=20),
             owners=present.owners(self._owners),
         )
 
@@ -248,7 +260,7 @@ class Vespera(Answers):
         """
         require_local(caller)
         found = await anyio.to_thread.run_sync(
-            lambda: doctor.contents(self._store.database, self.settings.roles_dir, in_use=True)
+            lambda: doctor.contents(self._store.database, self.settings.roles_dir, ask=check_cancelled)
         )
         return views.Checked(checks=[views.CheckView(**asdict(each)) for each in found])
 
@@ -263,6 +275,20 @@ class Vespera(Answers):
         target = checks.absolute_path(request.path)
         report = await self._store.backup(target, overwrite=request.overwrite)
         return views.BackedUp(path=str(report.path), size_bytes=report.size_bytes)
+
+    async def _cancel_kept(self, session_id: str) -> None:
+        """A cancel that has been accepted is in the log, or noted beside it where the disk takes no more."""
+        try:
+            self._store.journal.check_writable()
+            await self._store.journal.sync()
+        except StoreUnavailable:
+            await anyio.to_thread.run_sync(self._store.cancels.note, session_id)
+
+    def _resumes(self, role_name: str) -> bool:
+        try:
+            return self._roles.get(role_name).on_interrupt == "resume"
+        except (RoleNotFound, InvalidInput):
+            return False
 
     async def _repeated(self, known: IdempotencyRecord) -> views.Handle:
         run = self._engine.run_of(known.task_id)

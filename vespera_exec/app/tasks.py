@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from vespera_exec.store.store import Store
 
 _LONGEST_ID = 100
-_HOT_EVENTS = 8
-"""Kept in memory per session, for an embedding program that asks the session itself; the doors read the feed,
-whose ring holds the last events of all, encoded."""
+_HOT_EVENTS = 0
+"""Kept in memory per session: none, since every door reads the feed, whose ring holds the last events of all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,23 +19,27 @@ _log = logging.getLogger(__name__)
 
 
 def made_here(data_dir: Path, environ: Mapping[str, str]) -> bool:
-    """True for a directory that is new, or is noted in the user's register under the same secret as in itself.
+    """True for a directory that is new, or whose secret is in the user's register for this path or this inode.
 
-    Any other is taken in hand: its token is thrown away, links in it are removed, it becomes 0700, and it is noted,
-    so that it is this user's from now on. What is queued in it must not be run this time. Call it as the owner.
+    So one that was renamed, or moved within its file system, stays this user's own, and a copy does not. Any other
+    is taken in hand: its token is thrown away, links in it are removed, it becomes 0700, and it is noted, so that it
+    is this user's from now on. What is unfinished in it must not be run this time. Call it as the owner.
 
     Raises:
         StoreUnavailable: the directory cannot be written.
     """
-    noted = paths.register_dir(environ) / hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:32]
-    instance = data_dir / paths.INSTANCE
+    register, instance = paths.register_dir(environ), data_dir / paths.INSTANCE
     try:
         data_dir.chmod(0o700)
-        known = _read(noted)
-        if known and secrets.compare_digest(known, _read(instance)):
+        secret = _read(instance)
+        mine = [f"path {hashlib.sha256(os.fsencode(data_dir)).hexdigest()}", f"inode {data_dir.stat().st_ino}"]
+        noted = _read(register / _name(secret)).splitlines() if secret else []
+        if any(line in noted for line in mine):
+            if noted != mine:
+                _note(register, secret, mine)
             return True
         foreign = (data_dir / paths.DATABASE).exists()
-        for name in (paths.TOKEN, paths.INSTANCE, paths.SCRATCH, paths.OUTPUTS, paths.DAEMON_LOG):
+        for name in (paths.TOKEN, paths.INSTANCE, paths.SCRATCH, paths.OUTPUTS, paths.CANCELS, paths.DAEMON_LOG):
             if (data_dir / name).is_symlink() or (foreign and name in (paths.TOKEN, paths.INSTANCE)):
                 (data_dir / name).unlink(missing_ok=True)
         secret = secrets.token_hex(16)
@@ -45,14 +49,23 @@ def made_here(data_dir: Path, environ: Mapping[str, str]) -> bool:
             f"cannot write to the data directory {data_dir}: {fault.strerror}",
             hint="give yourself write permission, or name another folder in VESPERA_DATA_DIR",
         ) from fault
-    try:
-        noted.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(noted, secret)
-    except OSError as fault:
-        _log.warning("%s cannot be noted as yours (%s): after a restart its queue will not be run", data_dir, fault)
+    _note(register, secret, mine)
     if foreign:
         _log.warning("%s was not made here by you: what was queued in it is not run", data_dir)
     return not foreign
+
+
+def _name(secret: str) -> str:
+    """What the note of a directory is called, which does not give its secret away."""
+    return hashlib.sha256(secret.encode()).hexdigest()[:32]
+
+
+def _note(register: Path, secret: str, mine: list[str]) -> None:
+    try:
+        register.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(register / _name(secret), "\n".join(mine))
+    except OSError as fault:
+        _log.warning("A data directory cannot be noted as yours (%s): after a restart its queue will not be run", fault)
 
 
 def _read(path: Path) -> str:
@@ -62,7 +75,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _write(path: Path, secret: str) -> None:
+def _write(path: Path, text: str) -> None:
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
-        file.write(secret + "\n")
+        file.write(text + "\n")

@@ -203,6 +203,8 @@ class EventPage(View):
     next_cursor: int
     done: bool
     status: str | None = None
+    removed_before: int | None = None
+    """Runs that ended long ago have been removed: of what lies below this cursor, events are missing."""
 
 
 class OutputPage(View):
@@ -290,12 +292,13 @@ class Metrics(View):
 
 
 class WorkRow(View):
-    """An execution that would be interrupted by the end of the daemon."""
+    """An execution that has begun. `kept`: it stands still, and is as it was under the next daemon."""
 
     task_id: str
     session_id: str
     title: str
     status: str
+    kept: bool
 
 
 class OwnerView(View):
@@ -349,7 +352,9 @@ class DaemonView(View):
     head: int
     connections: int
     store_fault: str | None
+    damage: str | None
+    """What the daily check of the database found; null when that was nothing, or it has not been made yet."""
     work: list[WorkRow]
-    """What runs, at most 20 of it."""
+    """What has begun, at most 20 of it: what the end of the daemon would interrupt comes first."""
     owners: list[OwnerView]
     """The last owners of the data directory, this one first."""

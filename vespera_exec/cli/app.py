@@ -413,6 +413,7 @@ def demo(*, path: str) -> int:
 cli.add_command(daemon_commands.group)
 cli.add_command(upkeep.doctor)
 cli.add_command(upkeep.backup)
+cli.add_command(upkeep.restore)
 
 
 def _daemon() -> Daemon:

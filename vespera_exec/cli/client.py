@@ -8,6 +8,8 @@ import json
 import os
 import select
 import socket
+import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 LONG_WAIT_MS = 20_000
 _ANSWER_SECONDS = 30.0  # beyond the wait that was asked for
+_SILENT_SECONDS = 7.0  # without an answer, until it is asked whether it lives
+_PROBE_SECONDS = 2.0
 _PROBLEM = "application/problem+json"
 
 _COMMAND_OF_TOOL = {
@@ -44,6 +48,28 @@ class DaemonError(VesperaError):
         return self._code
 
 
+class DaemonSilent(DaemonUnavailable):
+    """One is there and does not answer: it is stopped, or stuck. `pid` None: not known."""
+
+    code = "DAEMON_SILENT"
+
+    def __init__(self, data_dir: Path, pid: int | None) -> None:
+        who = f"process {pid}, the daemon" if pid else "the daemon"
+        hint = f"see {data_dir / paths.DAEMON_LOG}; `vespera-exec daemon stop --now` ends it"
+        super().__init__(f"{who} of {data_dir}, does not answer", hint=hint)
+        self.pid = pid or 0
+
+
+class DaemonStopped(DaemonUnavailable):
+    """It served us, and was stopped in order: whoever only watches does not start it again."""
+
+    code = "DAEMON_STOPPED"
+
+    def __init__(self, data_dir: Path) -> None:
+        hint = "`vespera-exec status ID` starts it again and shows what became of the task"
+        super().__init__(f"the daemon of {data_dir} was stopped", hint=hint)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A 2xx, or a refusal that has a body of its own (a cancel that comes too late: 409). No content is None."""
@@ -55,6 +81,7 @@ class Answer:
 class Daemon:
     """Asks one daemon, starting it when nobody listens (unless `start` is False), and once more when it restarts.
 
+    One that has answered us and then was stopped in order, which leaves no socket behind, is not started again.
     An answer may take `patience` seconds beyond the wait that was asked for.
     Every request says where the caller stands. All requests may be sent twice: they read, or repeat
     harmlessly (executions by their idempotency key).
@@ -73,6 +100,7 @@ class Daemon:
         self._patience = patience
         self._environ = os.environ if environ is None else environ
         self._start = start
+        self._served = False
         self._headers = _place(os.getcwd() if cwd is None else cwd, self._environ)
         self._connection: UnixConnection | None = None
 
@@ -92,7 +120,7 @@ class Daemon:
 
         Raises:
             DaemonError: it refused, with the code that it gave.
-            DaemonUnavailable: it cannot be reached or started, or does not answer in time.
+            DaemonUnavailable: it cannot be reached or started; `DaemonStopped`, `DaemonSilent` among them.
         """
         return self.request("GET", path, query=query).body
 
@@ -115,12 +143,11 @@ class Daemon:
             connection = self._connection
             try:
                 self.send(connection, method, path, query=query, body=body, wait_ms=int(wait_ms))
+                self._await(connection, self._patience + int(wait_ms) / 1000)
                 return received(connection)
             except TimeoutError:
                 self.close()
-                raise DaemonUnavailable(
-                    "the daemon does not answer", hint=f"see {self.data_dir / paths.DAEMON_LOG}"
-                ) from None
+                raise self._silent() from None
             except (ConnectionError, http.client.HTTPException) as fault:
                 self.close()
                 if last:
@@ -151,17 +178,43 @@ class Daemon:
         connection.patience(self._patience + wait_ms / 1000)
         connection.request(method, f"{path}?{urlencode(given)}" if given else path, body=data, headers=headers)
 
-    def _connect(self) -> UnixConnection:
+    def _await(self, connection: UnixConnection, seconds: float) -> None:
+        """Until an answer begins. In between the daemon is asked whether it lives, so that a stuck one is soon told.
+
+        Raises:
+            TimeoutError: it does not, or its time is over.
+        """
+        deadline = time.monotonic() + seconds
+        while not select.select([connection], [], [], max(0.0, min(_SILENT_SECONDS, deadline - time.monotonic())))[0]:
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+            with closing(UnixConnection(self._socket_path())) as probe:
+                probe.connect()
+                probe.patience(_PROBE_SECONDS)
+                probe.request("GET", "/healthz")
+                received(probe)
+
+    def _silent(self) -> DaemonSilent:
+        from vespera_exec.app.owning import listener
+
+        return DaemonSilent(self.data_dir, listener(self._socket_path()))
+
+    def _socket_path(self) -> Path:
         try:
-            _, socket_path = paths.socket_paths(self.data_dir, self._environ)
+            _, path = paths.socket_paths(self.data_dir, self._environ)
         except OSError as fault:
             raise DaemonUnavailable(
                 f"no folder for sockets: {fault.strerror or fault}", hint="name one of yours in VESPERA_RUNTIME_DIR"
             ) from fault
-        connection = UnixConnection(socket_path)
+        return path
+
+    def _connect(self) -> UnixConnection:
+        connection = UnixConnection(self._socket_path())
         try:
             connection.connect()
         except OSError as fault:
+            if self._served and isinstance(fault, FileNotFoundError):
+                raise DaemonStopped(self.data_dir) from fault
             if not self._start:
                 raise DaemonUnavailable(
                     f"no daemon runs for {self.data_dir}", hint="any command starts one, or `vespera-exec daemon start`"
@@ -171,6 +224,7 @@ class Daemon:
                 connection.connect()
             except OSError as second:
                 raise _gone(self.data_dir) from second
+        self._served = True
         return connection
 
 

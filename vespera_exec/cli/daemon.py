@@ -69,7 +69,7 @@ def status(*, as_json: bool) -> int:
 @click.option("--now", is_flag=True, help="Also when executions are running, or it does not answer.")
 @_json
 def stop(*, now: bool, as_json: bool) -> None:
-    """Stop the daemon. What waits is kept; what runs would be interrupted, so that needs --now."""
+    """Stop the daemon. What waits or is paused to resume is kept; what runs would be interrupted: that needs --now."""
     from vespera_exec.cli import owner
 
     data_dir = data_directory()
@@ -82,7 +82,8 @@ def stop(*, now: bool, as_json: bool) -> None:
         return
     output.line(f"stopped: process {view['pid']} (version {view['version']})")
     for each in view["work"] or ():
-        output.line(f"  interrupted: {shown(each['title'], 100)} (task {each['task_id']})")
+        became = "kept for the next start" if each.get("kept") else "interrupted"
+        output.line(f"  {became}: {shown(each['title'], 100)} (task {each['task_id']}, {each['status']})")
     if view["queued"]:
         output.line(f"  kept for the next start: {view['queued']} queued")
 
@@ -139,6 +140,8 @@ def _show(view: Mapping[str, Json], *, as_json: bool) -> None:
         lines.append(_field("before", _tenure(owners[1])))
     if view["store_fault"]:
         lines.append(_field("fault", shown(view["store_fault"], 500)))
+    if view.get("damage"):
+        lines.append(_field("damage", f"{shown(view['damage'], 500)}; `vespera-exec doctor` says more"))
     output.lines(lines)
 
 

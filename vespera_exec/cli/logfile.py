@@ -30,12 +30,14 @@ def lines(path: Path, *, last: int, follow: bool) -> Generator[str]:
         *whole, rest = (_tail(before) + _tail(file)).split(b"\n")
         yield from _decoded(whole[max(len(whole) - last, 0) :])
         while follow:
+            # Asked before it is read: what is read then is all that a replaced file will ever hold.
+            replaced = file is None or _replaced(path, file)
             more = file.read() if file is not None else b""
             *whole, rest = (rest + more).split(b"\n")
             yield from _decoded(whole)
             if more:
                 continue
-            if file is None or _replaced(path, file):
+            if replaced:
                 file, rest = _opened(path, opened), b""
             time.sleep(_LOOK_SECONDS)
         if rest:

@@ -9,8 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 from vespera_exec import paths
-from vespera_exec.app.owning import latest_owner, present_owner
-from vespera_exec.cli.client import Daemon, DaemonError
+from vespera_exec.app.owning import latest_owner, listener, present_owner
+from vespera_exec.cli.client import Daemon, DaemonError, DaemonSilent
 from vespera_exec.errors import DaemonUnavailable
 
 if TYPE_CHECKING:
@@ -28,25 +28,24 @@ def running(data_dir: Path) -> Json:
     """What the daemon says of itself (`GET /daemon`); None when none runs. Starts nothing.
 
     Raises:
-        DaemonError: a daemon holds the directory and does not answer, or another program holds it.
+        DaemonSilent: a daemon holds the directory or its socket, and does not answer within 5 s.
+        DaemonError: another program holds the directory.
+        StoreUnavailable: what stands in the place of the lock is no file.
     """
     deadline = time.monotonic() + _ANSWER_SECONDS
     while (view := _asked(data_dir)) is None:
         owner = present_owner(data_dir)
-        if owner is None:
+        pid = _listener(data_dir) if owner is None else owner.pid
+        if pid is None:
             return None
-        if owner.purpose != "daemon":
+        if owner is not None and owner.purpose != "daemon":
             raise DaemonError(
                 "DATA_DIRECTORY_IN_USE",
                 f"no daemon: process {owner.pid} ({owner.purpose}, since {owner.since}) holds {data_dir}",
                 "`vespera-exec doctor` says more",
             )
         if time.monotonic() >= deadline:
-            raise DaemonError(
-                "DAEMON_SILENT",
-                f"process {owner.pid} is the daemon of {data_dir} (since {owner.since}) and does not answer",
-                f"see {data_dir / paths.DAEMON_LOG}; `vespera-exec daemon stop --now` ends it",
-            )
+            raise DaemonSilent(data_dir, pid)
         time.sleep(_LOOK_SECONDS)
     return view
 
@@ -58,16 +57,18 @@ def stop(data_dir: Path, *, now: bool = False) -> Json:
     not answer only `pid`, `version` and `work` (unknown: None) are told.
 
     Raises:
-        DaemonError: it has work, is not the directory's owner, does not answer or does not end.
+        DaemonError: it has work, cannot be told from another process, or does not end.
+        DaemonSilent, StoreUnavailable: as `running`.
     """
     view: dict[str, Json] | None
     try:
         view = running(data_dir)
-    except DaemonError as error:
-        owner = present_owner(data_dir)
-        if error.error_code != "DAEMON_SILENT" or not now or owner is None:
+    except DaemonSilent as silent:
+        if not now:
             raise
-        view = {"pid": owner.pid, "version": owner.version, "work": None, "queued": None}
+        owner = latest_owner(data_dir)
+        version = owner.version if owner is not None and owner.pid == silent.pid else "unknown"
+        view = {"pid": silent.pid, "version": version, "work": None, "queued": None}
     if view is None:
         return None
     try:
@@ -76,13 +77,12 @@ def stop(data_dir: Path, *, now: bool = False) -> Json:
         return view
     try:
         # Asked with the descriptor in hand: it cannot be of a later process with that pid.
-        owner = latest_owner(data_dir)
-        if owner is None or owner.pid != view["pid"] or not owner.is_alive:
-            raise DaemonError(
-                "OWNER_UNCLEAR", f"process {view['pid']} answers for {data_dir} but does not hold its lock", "try again"
-            )
-        if view["work"] and not now:
-            titles = ", ".join(f"{each['title'][:60]!r} ({each['task_id'][:8]})" for each in view["work"][:5])
+        if not _is_daemon(data_dir, view["pid"]):
+            what = f"process {view['pid']} is said to serve {data_dir}, but has neither its lock nor its socket"
+            raise DaemonError("OWNER_UNCLEAR", what, "`vespera-exec doctor` says who has them")
+        busy = [each for each in view["work"] or () if not each.get("kept")]
+        if busy and not now:
+            titles = ", ".join(f"{each['title'][:60]!r} ({each['task_id'][:8]})" for each in busy[:5])
             raise DaemonError(
                 "DAEMON_BUSY", f"it would interrupt {titles}", "wait for them, cancel them, or give --now"
             )
@@ -92,6 +92,20 @@ def stop(data_dir: Path, *, now: bool = False) -> Json:
     finally:
         os.close(process)
     return view
+
+
+def _is_daemon(data_dir: Path, pid: int) -> bool:
+    """By the lock, or where that was removed or changed, by the kernel's word on who listens on its socket."""
+    owner = latest_owner(data_dir)
+    return (owner is not None and owner.pid == pid and owner.is_alive) or _listener(data_dir) == pid
+
+
+def _listener(data_dir: Path) -> int | None:
+    try:
+        _, path = paths.socket_paths(data_dir, os.environ)
+    except OSError:
+        return None
+    return listener(path)
 
 
 def _asked(data_dir: Path) -> Json:

@@ -1,4 +1,4 @@
-"""`doctor` and `backup`: by the daemon where one runs, else with the directory's lock in hand."""
+"""`doctor`, `backup` and `restore`: by the daemon where one runs, else with the directory's lock in hand."""
 
 from __future__ import annotations
 
@@ -70,6 +70,24 @@ def backup(*, file: Path, force: bool, as_json: bool) -> None:
         output.document({"path": str(target), "size_bytes": copied})
     else:
         output.line(f"{shown(target, 1000)}: {size(copied)}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_json
+def restore(*, file: Path, as_json: bool) -> None:
+    """Make the backup FILE the database of a data directory that has none.
+
+    What is queued in it will run, and what was at work goes on or ends as after the death of a server.
+    """
+    from vespera_exec.app import unowned
+
+    data_dir = data_directory()
+    size_bytes = unowned.restore(data_dir, Path(os.path.abspath(file)))
+    if as_json:
+        output.document({"data_dir": str(data_dir), "size_bytes": size_bytes})
+    else:
+        output.line(f"{shown(data_dir, 1000)}: {size(size_bytes)} restored")
 
 
 def _contents(data_dir: Path) -> list[Check]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vespera_exec import paths
-from vespera_exec.app.owning import check_unowned
-from vespera_exec.errors import DaemonUnavailable, DataDirectoryInUse, VesperaError
-from vespera_exec.server.launch import PASSING, accepts, not_writable
+from vespera_exec.app.owning import check_unserved
+from vespera_exec.errors import DataDirectoryInUse, VesperaError
+from vespera_exec.server.launch import PASSING, not_writable
 from vespera_exec.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         settings = Settings.load(data_dir=arguments.data_dir.resolve())
-        _look_for_another(settings.data_dir)
+        check_unserved(settings.data_dir, os.environ)  # before the imports: most of what a refusal would take
         _serve(settings)
     except VesperaError as error:
         sys.stderr.write(f"vespera-exec: {error.message} ({error.error_code}); {error.hint}\n")
@@ -51,18 +51,6 @@ def _may_pass(error: VesperaError) -> bool:
             return getattr(fault, "sqlite_errorcode", 0) & 0xFF in _PASSING_IN_SQLITE
         case _:
             return False
-
-
-def _look_for_another(data_dir: Path) -> None:
-    """Raises DataDirectoryInUse, without the wait that a successor grants, when a daemon serves there already."""
-    try:
-        mcp_path, _ = paths.socket_paths(data_dir, os.environ)
-    except OSError as fault:
-        raise DaemonUnavailable(
-            f"no folder for sockets: {fault}", hint="name one of your own in VESPERA_RUNTIME_DIR"
-        ) from fault
-    if accepts(mcp_path):
-        check_unowned(data_dir)
 
 
 def _serve(settings: Settings) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 
 from vespera_exec import __version__, paths
+from vespera_exec.app.owning import still_owns
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.tokens import default_token
 from vespera_exec.errors import StoreUnavailable, VesperaError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 _IDLE_LOOK_SECONDS = 1.0
 _log = logging.getLogger(__name__)
-_End = Literal["idle", "removed", "yielded"]
+_End = Literal["idle", "removed", "unlocked", "replaced", "yielded"]
 
 
 async def serve(settings: Settings) -> None:
@@ -45,7 +46,8 @@ async def serve(settings: Settings) -> None:
     Raises:
         DataDirectoryInUse: somebody else owns the directory.
         StoreUnavailable, StoreTooNew, StoreDamaged: it cannot be opened; the hint says what to do.
-        StoreUnavailable: its database was removed while it was served.
+        StoreUnavailable: its database or its lock was removed while it was served.
+        StoreError: another owner has taken the database over.
         DaemonUnavailable: a socket cannot be made.
     """
     refusal: VesperaError | None = None
@@ -53,18 +55,31 @@ async def serve(settings: Settings) -> None:
         group.start_soon(_until_signalled, group.cancel_scope)
         try:
             async with Vespera.open(settings=settings, purpose="daemon") as vespera:
-                removed = await _serve(vespera, settings) == "removed"
-            if removed:
-                refusal = StoreUnavailable(
-                    f"{settings.data_dir / paths.DATABASE} was removed while it was in use",
-                    hint="the next client starts afresh; what was not copied elsewhere is lost",
-                )
+                end = await _serve(vespera, settings)
+                refusal = _told(end, settings.data_dir) or vespera.replaced
         except VesperaError as error:
             refusal = error  # raised in here it would come out as a group
         group.cancel_scope.cancel()
     if refusal is not None:
         raise refusal
     _log.info("stopped")
+
+
+def _told(end: _End, data_dir: Path) -> VesperaError | None:
+    """What the last line says, of an end that is a fault of somebody's."""
+    match end:
+        case "removed":
+            return StoreUnavailable(
+                f"{data_dir / paths.DATABASE} was removed while it was in use",
+                hint="the next client starts afresh; what was not copied elsewhere is lost",
+            )
+        case "unlocked":
+            return StoreUnavailable(
+                f"{data_dir / paths.LOCK} was removed while it was held",
+                hint="the next client starts a new daemon; leave that file alone, it stops nobody when its owner is gone",
+            )
+        case _:
+            return None
 
 
 class _Doors:
@@ -76,6 +91,10 @@ class _Doors:
         self.http: HttpListeners | None = None
         self._requests = 0
         self.yielded = anyio.Event()
+
+    @property
+    def replaced(self) -> bool:
+        return self._vespera.replaced is not None
 
     def yields_to(self, version: str) -> bool:
         """It is newer than we are, and nobody needs us; we go then."""
@@ -136,6 +155,10 @@ async def _serve(vespera: Vespera, settings: Settings) -> _End:
                 _log.info("nothing to do for %g s; going", settings.idle_exit_seconds)
             case "removed":
                 _log.error("%s was removed; going, with what it held", database)
+            case "unlocked":
+                _log.error("%s was removed; going, before somebody else takes it", settings.data_dir / paths.LOCK)
+            case "replaced":
+                _log.error("%s; going, with what runs", vespera.replaced)
             case "yielded":
                 _log.info("nobody needs this version, %s; going, for a newer one", __version__)
         return end
@@ -153,7 +176,8 @@ async def _until_the_end(limit: float, doors: _Doors, database: Path, opened: tu
     """Returns when they were idle for `limit` seconds (0: however long), yield, or the database is not `opened` now.
 
     A `git clean -fdx` removes it under us. We would go on writing to a file without a name, and with our
-    sockets keep everybody from a daemon whose work lasts.
+    sockets keep everybody from a daemon whose work lasts. The same holds for our lock, and when another owner
+    has replaced us.
     """
     pause = min(_IDLE_LOOK_SECONDS, limit / 4) if limit else _IDLE_LOOK_SECONDS
     since = time.monotonic()
@@ -163,6 +187,10 @@ async def _until_the_end(limit: float, doors: _Doors, database: Path, opened: tu
             return "yielded"
         if _identity(database) != opened:
             return "removed"
+        if not still_owns(database.parent):
+            return "unlocked"
+        if doors.replaced:
+            return "replaced"
         if not doors.is_idle():
             since = time.monotonic()
     return "idle"

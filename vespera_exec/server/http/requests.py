@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-import orjson
 from pydantic import ValidationError
 
 from vespera_exec.app import checks
-from vespera_exec.app.views import Json, Request
+from vespera_exec.app.views import Request
 from vespera_exec.errors import InvalidInput
+from vespera_exec.model.jsonable import parsed_json
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
@@ -44,8 +44,8 @@ async def body(request: HttpRequest, shape: type[_R]) -> _R:
     """
     raw = await request.body()
     try:
-        given: Json = orjson.loads(raw or b"{}")
-    except orjson.JSONDecodeError as error:
+        given = parsed_json(raw or b"{}")
+    except ValueError as error:
         raise InvalidInput(f"the body is not JSON: {error}") from None
     if not isinstance(given, dict):
         raise InvalidInput("the body is not a JSON object")

@@ -309,7 +309,7 @@ PROMISES: dict[str, Promise] = {
         mutants=(
             Mutant(
                 file="vespera_exec/server/http/requests.py",
-                right="    except orjson.JSONDecodeError as error:\n",
+                right="    except ValueError as error:\n",
                 wrong="    except LookupError as error:\n",
                 caught_by="server/test_http.py::test_mutated_requests_never_end_in_a_500",
             ),

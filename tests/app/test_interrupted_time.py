@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from datetime import datetime
 from typing import TYPE_CHECKING
+
+import anyio
 
 from vespera_exec.model.principal import Caller
 
@@ -43,9 +48,9 @@ async def main():
     settings = Settings.load({"HOME": str(home)}, data_dir=home / "data", roles_dir=home / "roles")
     me = Caller(cwd="/", env={"PATH": os.environ["PATH"]})
     async with Vespera.open(settings=settings) as vespera:
-        handle = await vespera.execute_task(me, Execute(title="Read", role="reader"))
+        handle = await vespera.execute_task(me, Execute(title="Read", role=sys.argv[2]))
         cursor = 0
-        while True:
+        while sys.argv[2] == "reader":
             read = await vespera.read_events(me, handle.task_id, cursor=cursor, wait_ms=5000)
             if any(event["details"].get("state") == {"page": 3} for event in read.events):
                 break
@@ -57,23 +62,40 @@ anyio.run(main)
 """
 
 
-def owned_until_the_third_page(home: Path) -> str:
-    """The task that an owner ran there, when it was killed."""
-    with subprocess.Popen([sys.executable, "-c", _OWNER, str(home)], stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout is not None
-        task_id = owner.stdout.readline().strip()
-        owner.kill()
-    return task_id
+def owner_of(home: Path, role: str) -> subprocess.Popen[str]:
+    """Says the task that it runs: the reader's when its third page is read, any other's at once."""
+    return subprocess.Popen([sys.executable, "-c", _OWNER, str(home), role], stdout=subprocess.PIPE, text=True)
+
+
+def task_of(owner: subprocess.Popen[str]) -> str:
+    assert owner.stdout is not None
+    return owner.stdout.readline().strip()
+
+
+def role_file(home: Path, name: str, *argv: str) -> None:
+    (home / "roles").mkdir()
+    (home / "roles" / f"{name}.yaml").write_text(f"name: {name}\nrunner: process\nargv: {json.dumps(argv)}\n")
+
+
+def seconds(first: str, last: str) -> float:
+    return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()
+
+
+def measured(database: Path) -> tuple[int, float]:
+    """How often a work was measured, and when last, in seconds since 1970."""
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+        count, last = db.execute("SELECT count(DISTINCT at), max(at) FROM samples").fetchone()
+    return count, (last or 0) / 1e6
 
 
 async def test_a_run_whose_owner_was_killed_was_at_work_up_to_its_last_event(
     opening: Callable[..., AbstractAsyncContextManager[Vespera]], tmp_path: Path
 ) -> None:
-    (tmp_path / "roles").mkdir()
     (tmp_path / "work.py").write_text(_WORK)
-    argv = json.dumps([sys.executable, str(tmp_path / "work.py")])
-    (tmp_path / "roles" / "reader.yaml").write_text(f"name: reader\nrunner: process\nargv: {argv}\n")
-    task_id = owned_until_the_third_page(tmp_path)
+    role_file(tmp_path, "reader", sys.executable, str(tmp_path / "work.py"))
+    with owner_of(tmp_path, "reader") as owner:
+        task_id = task_of(owner)
+        owner.kill()
     async with opening() as vespera:
         status = await vespera.get_status(ME, task_id)
         told = (await vespera.read_events(ME, task_id, max_events=1000)).events
@@ -82,6 +104,29 @@ async def test_a_run_whose_owner_was_killed_was_at_work_up_to_its_last_event(
     assert status.session.error_context["code"] == "INTERRUPTED"
     began = next(event["timestamp"] for event in told if event["status"]["new"] == "preparing")
     last = next(event["timestamp"] for event in reversed(told) if event["type"] == "checkpoint_created")
-    worked = (datetime.fromisoformat(last) - datetime.fromisoformat(began)).total_seconds()
-    assert worked > 0.15
-    assert abs(status.session.time_tracking.elapsed_seconds - worked) < 0.1
+    taken_over = next(event["timestamp"] for event in told if event["type"] == "owner_changed")
+    assert seconds(began, last) > 0.15
+    assert seconds(began, last) - 0.05 < status.session.time_tracking.elapsed_seconds < seconds(began, taken_over)
+
+
+async def test_a_run_that_says_nothing_was_at_work_up_to_its_last_measurement(
+    opening: Callable[..., AbstractAsyncContextManager[Vespera]], tmp_path: Path
+) -> None:
+    role_file(tmp_path, "sleeper", "sleep", "60")
+    with owner_of(tmp_path, "sleeper") as owner:
+        task_id = task_of(owner)
+        database = tmp_path / "data" / "vespera.db"
+        deadline = time.monotonic() + 20
+        while measured(database)[0] < 2:
+            assert time.monotonic() < deadline
+            await anyio.sleep(0.02)
+        owner.kill()
+    _, last = measured(database)
+    async with opening() as vespera:
+        status = await vespera.get_status(ME, task_id)
+        told = (await vespera.read_events(ME, task_id, max_events=1000)).events
+    assert status.session is not None
+    began = next(event["timestamp"] for event in told if event["status"]["new"] == "preparing")
+    worked = last - datetime.fromisoformat(began).timestamp()
+    assert worked > 0.2
+    assert abs(status.session.time_tracking.elapsed_seconds - worked) < 0.05

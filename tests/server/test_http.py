@@ -284,6 +284,7 @@ BAD_BODIES: list[tuple[str, bytes]] = [
     ("a truth value as a number", b'{"title": "x", "priority": true}'),
     ("a number out of range", b'{"title": "x", "priority": 11}'),
     ("a huge number", b'{"title": "x", "priority": 1' + b"0" * 400 + b"}"),
+    ("an integer that would be rounded", b'{"title": "x", "inputs": {"a": 18446744073709551616}}'),
     ("NaN", b'{"title": "x", "inputs": {"a": NaN}}'),
     ("Infinity", b'{"title": "x", "inputs": {"a": -Infinity}}'),
     ("an infinite float", b'{"title": "x", "inputs": {"a": 1e999}}'),

@@ -1,7 +1,7 @@
 """A program on a disk that is full again and again: `RLIMIT_FSIZE` refuses its files every byte more.
 
-Says on stdout, a line of JSON each: `["acked", n]` when decision n is on disk, `["refused", n]` when it was told
-that n cannot be written now, `["read", count]` for what a query finds meanwhile, `["output", lost_bytes]`.
+Says on stdout, a line of JSON each: `["acked", n]` when decision n is on disk, `["refused", n, code, message]` when
+it was told that n cannot be written now, `["read", count]` for what a query finds meanwhile, `["output", lost_bytes]`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def main(data_dir: Path, rounds: int) -> None:
                 await store.journal.sync()
                 say("acked", number)
             except StoreUnavailable as fault:
-                say("refused", number, fault.error_code)
+                say("refused", number, fault.error_code, fault.message)
             say("read", (await store.queries.list_tasks()).total)
             limit_files(resource.RLIM_INFINITY)
             with anyio.fail_after(10):

@@ -94,7 +94,7 @@ async def test_a_sound_database_has_nothing_but_good_findings_and_is_not_changed
     before = database.read_bytes()
     assert severities(database) == {"ok"}
     assert database.read_bytes() == before
-    assert names(data_dir) == ["vespera.db"]
+    assert names(data_dir) == ["cancels", "vespera.db"]
 
 
 async def test_a_row_that_is_not_the_fold_of_its_log_is_found(data_dir: Path) -> None:
@@ -110,7 +110,7 @@ async def test_a_missing_event_is_found(data_dir: Path) -> None:
         db.execute("DELETE FROM events WHERE cursor = 7")
     faults = [each for each in examine(database) if each.severity == "error"]
     assert any("missing" in each.what for each in faults)
-    assert all("restore a backup" in each.hint for each in faults)
+    assert all("restore` a backup" in each.hint for each in faults)
 
 
 @pytest.mark.promise("damage")

@@ -71,7 +71,8 @@ async def files_that_cannot_grow(data_dir: Path, rounds: int) -> None:
     said = [json.loads(line) for line in done.stdout.splitlines()]
     refused = [number for what, number, *_ in said if what == "refused"]
     assert refused == list(range(rounds))
-    assert {code for what, _, *code in said if what == "refused" for code in code} == {"STORE_UNAVAILABLE"}
+    assert {each[2] for each in said if each[0] == "refused"} == {"STORE_UNAVAILABLE"}
+    assert all("write files of 1 bytes at most" in each[3] for each in said if each[0] == "refused")
     assert [each for each in said if each[0] == "read"] == [["read", 1]] * rounds
     acked = [number for what, number, *_ in said if what == "acked"]
     assert await numbers(data_dir) == acked == list(range(rounds))

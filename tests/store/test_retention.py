@@ -108,15 +108,12 @@ async def test_nothing_unfinished_goes_however_old(data_dir: Path) -> None:
         running = Task(title="running", clock=LONG_AGO, sink=store.journal)
         executed(store, running)
         running.start_execution("role").update_status(ExecutionStatus.RUNNING)
-        reopened = Task(title="to be done again", clock=LONG_AGO, sink=store.journal)
-        executed(store, reopened)
-        reopened.reopen()
         executed(store, Task(title="new", clock=LATELY, sink=store.journal))
         await store.journal.sync()
         report = await store.remove_ended(before=BEFORE)
         # Of the task that runs, only the run that it no longer shows.
         assert (report.tasks, report.executions) == (0, 1)
-        assert (await store.queries.list_tasks()).total == 4
+        assert (await store.queries.list_tasks()).total == 3
         assert len(await store.queries.unfinished()) == 1
 
 
@@ -266,3 +263,21 @@ async def test_a_run_goes_whole_wherever_the_removal_is_interrupted(data_dir: Pa
         assert await store.queries.removed_before(task.record.task_id, gone) is None
         (new,) = (row for row in (await store.queries.list_tasks()).items if row.task.title == "new")
         assert await store.queries.removed_before(new.task.task_id, 0) is None
+
+
+async def test_a_task_whose_runs_failed_goes_though_it_could_be_tried_again(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        failed = Task(title="failed", max_retries=3, clock=LONG_AGO, sink=store.journal)
+        attempted(failed)
+        now = NOW - timedelta(days=100)
+        reopened = Task(title="reopened since", clock=Clock(now=lambda: now, monotonic=lambda: 0.0), sink=store.journal)
+        executed(store, reopened)
+        now = NOW
+        reopened.reopen()
+        Task(title="never executed", clock=LONG_AGO, sink=store.journal)
+        Task(title="lately", clock=LATELY, sink=store.journal)
+        await store.journal.sync()
+        assert (failed.status, reopened.status) == ("todo", "todo")
+        report = await store.remove_ended(before=BEFORE)
+        titles = [row.task.title for row in (await store.queries.list_tasks()).items]
+        assert (report.tasks, sorted(titles)) == (1, ["lately", "never executed", "reopened since"])

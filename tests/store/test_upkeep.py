@@ -50,7 +50,7 @@ async def test_damage_that_no_open_noticed_is_logged(data_dir: Path, caplog: pyt
     async with opened(data_dir) as store:
         assert await checked(store) == ["ok", "error"]
     assert "event 9 does not match its checksum" in caplog.text
-    assert "restore a backup" in caplog.text
+    assert "restore` a backup" in caplog.text
 
 
 async def test_damage_is_looked_for_again_until_it_is_gone(data_dir: Path) -> None:
@@ -81,7 +81,7 @@ async def test_closing_ends_a_check_that_is_under_way(data_dir: Path) -> None:
         async with opened(data_dir) as store, store.upkeep.running(after_seconds=0):
             await anyio.sleep(0.02)
         assert store.upkeep.findings is None
-    assert names(data_dir) == [database.name]
+    assert names(data_dir) == ["cancels", database.name]
 
 
 async def test_the_setting_removes_and_nothing_is_removed_without_it(data_dir: Path) -> None:

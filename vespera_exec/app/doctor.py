@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vespera_exec import __version__, paths
-from vespera_exec.errors import InvalidInput, StoreError
+from vespera_exec.app.owning import listener
+from vespera_exec.errors import InvalidInput, StoreError, StoreUnavailable
 from vespera_exec.settings import Settings
 from vespera_exec.store.lock import last_owner, locked_by, read_owner, what_to_do
 
@@ -47,7 +48,7 @@ def surroundings(data_dir: Path, environ: Mapping[str, str]) -> list[Check]:
     """All that can be seen without opening the database. Changes nothing."""
     checks = [_settings(data_dir, environ), *_folder(data_dir), _sockets(data_dir, environ), _sqlite()]
     if data_dir.is_dir():
-        checks += [_lock(data_dir), _token(data_dir)]
+        checks += [_lock(data_dir, environ), _token(data_dir)]
     below = next(folder for folder in (data_dir, *data_dir.parents) if folder.is_dir())
     return [*checks, _space(below), _file_system(below)]
 
@@ -97,6 +98,10 @@ def _folder(data_dir: Path) -> Iterator[Check]:
         hint = "move it away, or name another folder in VESPERA_DATA_DIR"
         yield Check(name=name, level="error", what=f"{data_dir} is not a folder", hint=hint)
         return
+    if os.statvfs(data_dir).f_flag & os.ST_RDONLY:
+        hint = "mount it writable, or name another folder in VESPERA_DATA_DIR"
+        yield Check(name=name, level="error", what=f"{data_dir} is on a read-only file system", hint=hint)
+        return
     if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
         yield Check(name=name, level="error", what=f"{data_dir} is not yours to write", hint=f"chmod u+rwx {data_dir}")
         return
@@ -123,8 +128,20 @@ def _not_ours(data_dir: Path) -> Iterator[str]:
                     yield entry.name
 
 
-def _lock(data_dir: Path) -> Check:
-    owner, holders = read_owner(data_dir), locked_by(data_dir)
+def _lock(data_dir: Path, environ: Mapping[str, str]) -> Check:
+    try:
+        served_by = _listener(data_dir, environ)
+        owner, holders = read_owner(data_dir), locked_by(data_dir)
+    except StoreUnavailable as error:
+        return Check(name="lock", level="error", what=error.message, hint=error.hint)
+    known = holders or ([owner.pid] if owner is not None else [])
+    # Asked twice: a daemon may have begun or ended while we looked.
+    if served_by and served_by not in known and _listener(data_dir, environ) == served_by:
+        holder = f"process {known[0]} holds the lock" if known else "nobody holds the lock"
+        if not (data_dir / paths.LOCK).exists():
+            holder = f"{data_dir / paths.LOCK} is missing"
+        hint = "`vespera-exec daemon stop --now`; the next client starts one that holds the lock"
+        return Check(name="lock", level="error", what=f"process {served_by} serves, but {holder}", hint=hint)
     if owner is not None:
         who = f"process {owner.pid} ({owner.purpose}, version {owner.version}, since {owner.since}) holds it"
         if holders and owner.pid not in holders:
@@ -141,6 +158,14 @@ def _lock(data_dir: Path) -> Check:
     state = "is alive and has let it go" if last.is_alive else "is gone"
     what = f"nobody holds it; process {last.pid} ({last.purpose}, since {last.since}), the last that did, {state}"
     return Check(name="lock", level="ok", what=what)
+
+
+def _listener(data_dir: Path, environ: Mapping[str, str]) -> int | None:
+    try:
+        path, _ = paths.socket_paths(data_dir, environ)
+    except OSError:
+        return None
+    return listener(path)
 
 
 def _sockets(data_dir: Path, environ: Mapping[str, str]) -> Check:
@@ -229,10 +254,15 @@ def _kind_of_file_system(folder: Path) -> str | None:
 
 def _database(database: Path, ask: Callable[[], None] | None) -> list[Check]:
     from vespera_exec.store.damage import examine, examine_in_use
+    from vespera_exec.store.database import check_place
 
-    if not database.exists():
-        return [Check(name="database", level="ok", what="there is none yet")]
+    if ask is not None and not database.exists():
+        hint = "put it back; else the server ends by itself, and the next client starts afresh"
+        return [Check(name="database", level="error", what=f"{database} was removed while in use", hint=hint)]
     try:
+        check_place(database)
+        if not database.exists():
+            return [Check(name="database", level="ok", what="there is none yet")]
         found = examine(database) if ask is None else examine_in_use(database, ask=ask)
     except StoreError as error:
         return [Check(name="database", level="error", what=error.message, hint=error.hint)]

@@ -75,7 +75,7 @@ class Recovery:
         """Decide about all of them. It is on disk after the next `sync`; the engine starts nothing before."""
         done = Recovered()
         for each in left:
-            task = self._tasks.adopt(each.task, each.lifecycle, each.progress)
+            task = self._tasks.adopt(each)
             session = task.execution.current_session
             if session is None:
                 continue

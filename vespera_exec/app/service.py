@@ -234,7 +234,7 @@ class Vespera(Answers):
     def describe(
         self, *, url: str | None = None, tcp_problem: str | None = None, connections: int = 0
     ) -> views.DaemonView:
-        fault = self._store.journal.fault
+        fault = self._store.journal.refusal
         return views.DaemonView(
             version=self.version,
             pid=os.getpid(),
@@ -286,7 +286,7 @@ class Vespera(Answers):
 
     def _resumes(self, role_name: str) -> bool:
         try:
-            return self._roles.get(role_name).on_interrupt == "resume"
+            return self.roles.get(role_name).on_interrupt == "resume"
         except (RoleNotFound, InvalidInput):
             return False
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vespera_exec.model.progress import Progress
     from vespera_exec.model.record import TaskRecord
     from vespera_exec.settings import Settings
+    from vespera_exec.store.queries import Unfinished
     from vespera_exec.store.store import Store
 
 _LONGEST_ID = 100
@@ -68,10 +69,12 @@ class LiveTasks:
         self._known[task.id] = task
         return task
 
-    def adopt(self, record: TaskRecord, lifecycle: Lifecycle, progress: Progress) -> Task:
+    def adopt(self, left: Unfinished) -> Task:
         """A stored task with a session that has not ended, live again."""
-        task = Task.restored(record, **self._options)
-        session = ExecutionSession.restored(lifecycle, progress, ledger=task.ledger, max_events=_HOT_EVENTS)
+        task = Task.restored(left.task, **self._options)
+        session = ExecutionSession.restored(
+            left.lifecycle, left.progress, measured_at=left.measured_at, ledger=task.ledger, max_events=_HOT_EVENTS
+        )
         task.execution.adopt(session)
         self._known[task.id] = task
         return task

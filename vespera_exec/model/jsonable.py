@@ -22,7 +22,8 @@ DEEPEST = 32
 _INT_LIMIT = 2**63
 _PARSED_INT_LIMIT = 2**64
 _SHOWN_BITS = 4096  # Python refuses to write longer ones in decimal
-_LONG_NUMBER = re.compile(r"-\d{19}|\d{20}")
+_MANY_DIGITS = re.compile(rb"[0-9]{19}")  # twice as fast, and mostly enough
+_LONG_NUMBER = re.compile(rb"-[0-9]{19}|[0-9]{20}")
 
 
 def clean_text(text: str) -> str:
@@ -36,16 +37,20 @@ def clean_text(text: str) -> str:
     return text
 
 
-def parsed_json(text: bytes | bytearray | str) -> Json:
+def parsed_json(text: bytes | str) -> Json:
     """What the text says, its integers as they are.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, or has an integer of more than 64 bits, which would come back rounded.
+        json.JSONDecodeError: it is no JSON in UTF-8.
+        ValueError: it has an integer of more than 64 bits, which would come back rounded.
     """
     value = orjson.loads(text)
-    told = text if isinstance(text, str) else text.decode()
-    if _LONG_NUMBER.search(told):
-        json.loads(told, parse_int=_kept_int)
+    data = text.encode() if isinstance(text, str) else text
+    if _MANY_DIGITS.search(data) and _LONG_NUMBER.search(data):
+        try:
+            json.loads(data, parse_int=_kept_int)
+        except RecursionError:
+            raise _Lossy("it is nested too deeply", "make it flatter") from None
     return value
 
 

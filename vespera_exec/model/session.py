@@ -76,12 +76,19 @@ class ExecutionSession(WorkLog):
 
     @classmethod
     def restored(
-        cls, lifecycle: Lifecycle, progress: Progress, *, ledger: Ledger | None = None, **options: Any
+        cls,
+        lifecycle: Lifecycle,
+        progress: Progress,
+        *,
+        measured_at: datetime | None = None,
+        ledger: Ledger | None = None,
+        **options: Any,
     ) -> ExecutionSession:
         """The session that these stored values describe.
 
-        Its clocks go on from the last event that they know of; the time without an owner is in none. Record a
-        `change_owner` with it: the facts of the new owner are timed from there.
+        Its clocks go on from the last event that they know of, or from `measured_at`, when its work was last
+        measured; the time without an owner is in none. Record a `change_owner` with it: the facts of the new owner
+        are timed from there.
         """
         session = cls(lifecycle.execution_id, lifecycle.task_id, ledger=ledger, **options)
         session._life.value = lifecycle
@@ -91,7 +98,8 @@ class ExecutionSession(WorkLog):
         else:
             session._ledger.resume_at(lifecycle.execution_id, max(lifecycle.sequence, progress.sequence))
             clock = session._ledger.clock
-            unread = unread_seconds(lifecycle, progress, clock.now())
+            last = max(progress.updated_at, measured_at or progress.updated_at)
+            unread = unread_seconds(lifecycle, last, clock.now())
             session._watch.value = Stopwatch.of(lifecycle.status, clock.monotonic() - unread)
         return session
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from vespera_exec.model.events import Json
     from vespera_exec.model.lifecycle import Lifecycle
-    from vespera_exec.model.progress import Progress
 
 _AT_WORK = (
     ExecutionStatus.PREPARING,
@@ -65,11 +64,11 @@ class Stopwatch:
         return shown
 
 
-def unread_seconds(life: Lifecycle, progress: Progress, now: datetime) -> float:
-    """From the last reading of the clocks to the last event, as a later owner knows it by their stamps.
+def unread_seconds(life: Lifecycle, last: datetime, now: datetime) -> float:
+    """From the last reading of the clocks to the `last` sign of its owner, as a later one knows it by their stamps.
 
     Never negative, nor beyond `now`, whatever the wall clock did in between.
     """
     if life.clock_read_at is None:
         return 0.0
-    return max(0.0, (min(progress.updated_at, now) - life.clock_read_at).total_seconds())
+    return max(0.0, (min(last, now) - life.clock_read_at).total_seconds())

@@ -62,7 +62,7 @@ def put_back(backup: Path, target: Path) -> BackupReport:
         InvalidInput: `backup` is no file, or holds nothing.
         Conflict: `target` exists.
         StoreUnavailable: another program made `backup`, or `target` cannot be written.
-        StoreDamaged, StoreTooNew: `backup` cannot be used.
+        StoreDamaged, StoreTooNew: `backup` cannot be used; or the WAL of another database stands beside `target`.
     """
     if not backup.is_file():
         raise InvalidInput(f"{backup} is not a file", hint="name a file that `vespera-exec backup` has made")
@@ -70,6 +70,7 @@ def put_back(backup: Path, target: Path) -> BackupReport:
         if not _or_named(lambda: database.check_ours(looked_at, backup), backup.name):
             raise InvalidInput(f"{backup} is empty", hint="name a file that `vespera-exec backup` has made")
     _refuse_existing(target, overwrite=False)
+    database.check_place(target)
     return _copied(backup, target, overwrite=False, ask=lambda: None)
 
 
@@ -182,7 +183,7 @@ def _finished(copy: sqlite3.Connection, name: str, ask: Callable[[], None]) -> i
 def _or_named(act: Callable[[], _T], name: str) -> _T:
     try:
         return act()
-    except sqlite3.Error as fault:
+    except database.FAULTS as fault:
         raise database.named(fault, name) from fault
 
 

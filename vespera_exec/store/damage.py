@@ -46,15 +46,17 @@ def examine(database: Path) -> list[Finding]:
 
     One finding for each thing looked at, never an error raised. Reads the whole file; blocking.
     """
-    if not database.exists():
-        return [Finding("warning", f"there is no database at {database}", "it is made when the store is first opened")]
     try:
+        files.check_place(database)
+        if not database.exists():
+            hint = "it is made when the store is first opened"
+            return [Finding("warning", f"there is no database at {database}", hint)]
         with closing(files.open_untouched(database)) as connection:
             version = files.check_ours(connection, database)
             if not version:
                 return [Finding("ok", f"{database} is empty")]
             return [_schema(connection, version), *(_looked(check, connection) for check in _CHECKS)]
-    except sqlite3.Error as fault:
+    except files.FAULTS as fault:
         error = files.named(fault, database)
     except StoreError as fault:
         error = fault
@@ -74,7 +76,7 @@ def examine_in_use(database: Path, *, ask: Callable[[], None]) -> list[Finding]:
         with closing(files.open_for_reading(database)) as connection:
             connection.set_progress_handler(ask, _STEPS)
             return [_tables(connection), _events(connection, ask)]
-    except sqlite3.Error as fault:
+    except files.FAULTS as fault:
         ask()  # it may be what interrupted SQLite
         error = files.named(fault, database.name)
         if not isinstance(error, StoreDamaged):

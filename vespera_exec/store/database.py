@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
+import sys
 from contextlib import closing
 from functools import cache
 from importlib import resources
@@ -20,6 +22,9 @@ APPLICATION_ID = 0x56455350
 BUSY_MS = 5000
 JOURNAL_SIZE_LIMIT = 16 * 1024 * 1024
 """What is left of the WAL file after a reset, in bytes."""
+
+FAULTS = (sqlite3.Error, UnicodeDecodeError)
+"""What the use of a database can come to. The sqlite3 module tells of a damaged name in the schema by the second."""
 
 _UNREADABLE = "Could not decode to UTF-8"  # how the sqlite3 module says it; SQLite has no code for it
 _MARKED_SINCE = 2
@@ -43,9 +48,10 @@ def open_for_writing(database: Path) -> sqlite3.Connection:
 
     Raises:
         StoreUnavailable: it cannot be created, opened or written, or is another program's; that one stays as it is.
-        StoreDamaged: it is no database, or the check found damage.
+        StoreDamaged: it is no database, the check found damage, or it is gone and its WAL is not.
         StoreTooNew: a newer version wrote it.
     """
+    check_place(database)
     try:
         # Created by us, so that what SQLite puts beside it takes over its 0600.
         os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -62,7 +68,7 @@ def open_for_writing(database: Path) -> sqlite3.Connection:
         except BaseException:
             connection.close()
             raise
-    except sqlite3.Error as fault:
+    except FAULTS as fault:
         raise named(fault, database) from fault
 
 
@@ -76,13 +82,42 @@ def open_for_reading(database: Path) -> sqlite3.Connection:
 
 def open_untouched(database: Path) -> sqlite3.Connection:
     """A connection that changes no byte of the file nor of its WAL. Only while nobody writes it."""
-    try:
-        in_wal = database.with_name(f"{database.name}-wal").stat().st_size > 0
-    except OSError:
-        in_wal = False
     # A WAL counts as part of the file. Without one, not even an index for it is made beside the file.
-    how = "mode=ro" if in_wal else "mode=ro&immutable=1"
+    how = "mode=ro" if _size(_wal(database)) else "mode=ro&immutable=1"
     return sqlite3.connect(f"{database.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+
+
+def check_place(database: Path) -> None:
+    """What stands at `database` may be opened, or made where nothing does. Changes nothing.
+
+    Raises:
+        StoreUnavailable: a folder or the like stands there.
+        StoreDamaged: it is missing or empty, and a WAL that was written to it is left: SQLite would throw that away.
+    """
+    try:
+        seen = database.stat()
+    except OSError:
+        pass  # not there; or what opens it will say why it cannot
+    else:
+        if not stat.S_ISREG(seen.st_mode):
+            what = "a folder" if stat.S_ISDIR(seen.st_mode) else "no file"
+            raise StoreUnavailable(f"{database} is {what}, not a database", hint="move it away")
+    wal = _wal(database)
+    if not _size(database) and _size(wal):
+        raise StoreDamaged(
+            f"{database} is missing or empty, and what was last written to it stands in {wal.name}",
+            hint=f"put the {database.name} that belongs to it back; "
+            f"or move both files away, and `vespera-exec restore` a backup where you have one",
+        )
+
+
+def identity(database: Path) -> tuple[int, int] | None:
+    """Which file stands there; None when none does."""
+    try:
+        seen = database.stat()
+    except OSError:
+        return None
+    return seen.st_dev, seen.st_ino
 
 
 def check_ours(connection: sqlite3.Connection, database: Path) -> int:
@@ -136,24 +171,55 @@ def refusal(fault: Exception) -> VesperaError:
     return StoreError(f"the store refused a decision: {text}")
 
 
-def named(fault: sqlite3.Error, database: Path | str) -> StoreError:
+def named(fault: sqlite3.Error | UnicodeDecodeError, database: Path | str) -> StoreError:
     """The error that says what is wrong with the file, and what to do. Clients see it: give them a name, no path."""
     code = _code(fault)
-    if code in _DAMAGE or (code is None and _UNREADABLE in str(fault)):
-        return StoreDamaged(f"{database} is damaged or no database: {fault}")
+    if code in _DAMAGE or isinstance(fault, UnicodeDecodeError) or (code is None and _UNREADABLE in str(fault)):
+        what = "its schema is no text" if isinstance(fault, UnicodeDecodeError) else fault
+        return StoreDamaged(f"{database} is damaged or no database: {what}")
     if code == sqlite3.SQLITE_FULL:
         return StoreUnavailable(
             f"cannot write {database}: the disk is full", hint="make room; writing goes on by itself"
+        )
+    if (most := _file_limit(fault)) is not None:
+        return StoreUnavailable(
+            f"cannot write {database}: {fault}; this process may write files of {most:,} bytes at most",
+            hint="raise its limit (ulimit -f), and start it again",
         )
     if code in _PASSING:
         return StoreUnavailable(f"cannot use {database}: {fault}", hint="check the disk and the file's permissions")
     return StoreError(f"{database}: {fault}")
 
 
-def _code(fault: sqlite3.Error) -> int | None:
+def _code(fault: Exception) -> int | None:
     """The primary result code; None where the fault is not SQLite's own."""
     code = getattr(fault, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
+
+
+def _file_limit(fault: Exception) -> int | None:
+    """The most bytes that a file of ours may have, where a write failed and there is such a limit.
+
+    SQLite has no code for it, and the sqlite3 module does not hand on the system's.
+    """
+    if sys.platform == "win32" or getattr(fault, "sqlite_errorcode", None) != sqlite3.SQLITE_IOERR_WRITE:
+        return None
+    import resource
+
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if most == resource.RLIM_INFINITY else most
+
+
+def _wal(database: Path) -> Path:
+    return database.with_name(f"{database.name}-wal")
+
+
+def _size(file: Path) -> int:
+    """In bytes; 0 where it cannot be seen."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _prepared(connection: sqlite3.Connection, database: Path) -> sqlite3.Connection:

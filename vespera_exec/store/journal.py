@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 import anyio
 
 from vespera_exec.errors import StoreError, StoreUnavailable, VesperaError
+from vespera_exec.store.database import identity
 from vespera_exec.store.writer import Decision, Sample, Writer, prepared
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Journal:
         self._closing = threading.Event()
         self._fault: StoreUnavailable | None = None
         self._broken: StoreError | None = None
+        self._identity: tuple[int, int] | None = None
         self._head = 0
         self._page_limit: int | None = None
         self._checkpoint_above = _PASSIVE_PAGES
@@ -150,15 +152,25 @@ class Journal:
         """Why nothing will ever be written again; None while it may."""
         return self._broken
 
+    @property
+    def refusal(self) -> StoreError | None:
+        """Why nothing new should be decided: it could not be written, or only where nobody finds it again."""
+        if (known := self._broken or self._fault) is not None:
+            return _again(known)
+        if identity(self._database) == self._identity:
+            return None
+        return StoreUnavailable(
+            f"{self._database.name} was removed or replaced under this server",
+            hint="put it back; else the server ends by itself, and the next client starts a new one",
+        )
+
     def check_writable(self) -> None:
         """
         Raises:
-            StoreError: nothing new should be decided now, because it could not be written.
+            StoreError: nothing new should be decided now; as `refusal` says.
         """
-        if self._broken is not None:
-            raise _again(self._broken)
-        if self._fault is not None:
-            raise _again(self._fault)
+        if (refusal := self.refusal) is not None:
+            raise refusal
 
     def append(self, batch: Batch) -> None:
         """Take a decision; from any thread, never blocks. It is on disk when a later `sync` returns.
@@ -204,7 +216,7 @@ class Journal:
         ticket = self._appended
         if ticket <= self._settled:
             return self._head
-        self.check_writable()
+        self._check_working()
         future: asyncio.Future[int] = self._loop.create_future()
         self._syncers.append((ticket, owner, future))
         if not self._shipping:
@@ -223,7 +235,7 @@ class Journal:
             StoreUnavailable: nothing can be written now; unlike a decision, a job is not kept.
             StoreError: the journal is closed, another owner has the database, or SQLite refused; all is undone.
         """
-        self.check_writable()
+        self._check_working()
         future: asyncio.Future[_Result] = self._loop.create_future()
         with self._lock:
             if self._broken is not None:
@@ -259,6 +271,10 @@ class Journal:
             pages_in_wal=writer.pages_in_wal if writer else 0,
             dropped_samples=counts.dropped_samples,
         )
+
+    def _check_working(self) -> None:
+        if (known := self._broken or self._fault) is not None:
+            raise _again(known)
 
     # on the loop
 
@@ -325,7 +341,7 @@ class Journal:
         writer = None
         try:
             writer = self._writer = Writer(self._database)
-            self._head = writer.head
+            self._head, self._identity = writer.head, identity(self._database)
             self._tell(self._set_opened, None)
             self._serve(writer)
         except StoreError as fault:

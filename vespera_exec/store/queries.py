@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import sqlite3
 import zlib
 from collections import deque
 from contextlib import asynccontextmanager, contextmanager
@@ -63,12 +62,16 @@ class TaskRow:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """An execution that has not ended, with its task. `request` is the body of the run's `RequestRecord`, or None."""
+    """An execution that has not ended, with its task. `request` is the body of the run's `RequestRecord`, or None.
+
+    `measured_at` is when its work was last measured, and so was there; None where it never was.
+    """
 
     task: TaskRecord
     lifecycle: Lifecycle
     progress: Progress
     request: bytes | None
+    measured_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +131,7 @@ class Queries:
                 connection = aiosqlite.Connection(lambda: database.open_for_reading(path), iter_chunk_size=64)
                 try:
                     opened.append(await connection)
-                except sqlite3.Error as fault:
+                except database.FAULTS as fault:
                     raise database.named(fault, path) from fault
             yield cls(path, opened)
         finally:
@@ -209,8 +212,10 @@ class Queries:
         rows = await self._rows(_UNFINISHED)
         with self._decoding():
             return [
-                Unfinished(TaskRecord.from_dict(orjson.loads(task)), *_execution(row), request)
-                for *row, task, request in rows
+                Unfinished(
+                    TaskRecord.from_dict(orjson.loads(task)), *_execution(row), request, moment_of(at) if at else None
+                )
+                for *row, task, request, at in rows
             ]
 
     async def list_tasks(
@@ -401,7 +406,7 @@ class Queries:
             connection = self._free.popleft()
             try:
                 return list(await connection.execute_fetchall(sql, values))  # pyright: ignore[reportArgumentType, reportReturnType]
-            except sqlite3.Error as fault:
+            except database.FAULTS as fault:
                 raise database.named(fault, self._name) from fault
             finally:
                 self._free.append(connection)
@@ -427,7 +432,8 @@ _EXECUTIONS = (
     "SELECT e.doc, p.doc, s.name FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
 )
 _UNFINISHED = (
-    "SELECT e.doc, p.doc, s.name, t.doc, r.body FROM executions e JOIN streams s ON s.id = e.id "
+    "SELECT e.doc, p.doc, s.name, t.doc, r.body, (SELECT max(at) FROM samples WHERE execution = e.id) "
+    "FROM executions e JOIN streams s ON s.id = e.id "
     "JOIN tasks t ON t.id = e.task LEFT JOIN progress p ON p.id = e.id "
     "LEFT JOIN streams first ON first.name = e.run LEFT JOIN requests r ON r.id = first.id "
     "WHERE e.ended = 0 ORDER BY e.id"

@@ -1,7 +1,8 @@
 """Removes what ended long ago: a little at a time between commits, never anything unfinished.
 
 A run goes whole, with its attempts' logs, progress, samples, results, requests, outputs and idempotency keys.
-A task goes with its last run; while it lives on, the run that it shows stays too. The newest event of all stays,
+A task goes with its last run, whatever its status; one that was changed since, or never executed, stays. While it
+lives on, the run that it shows stays too. The newest event of all stays,
 so that the global cursor never runs backwards.
 
 What is removed is first hidden, in one transaction that notes its streams in `removals`; then its parts go. A
@@ -11,7 +12,6 @@ kill in between leaves the note, and the next call goes on from there.
 from __future__ import annotations
 
 import json
-import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from vespera_exec.store import database
 from vespera_exec.store.encoding import micros
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
@@ -86,7 +87,7 @@ def _candidates(path: Path, select: str, stamp: int) -> list[Any]:
     try:
         with closing(database.open_for_reading(path)) as reader:
             return [row[0] for row in reader.execute(select, {"before": stamp})]
-    except sqlite3.Error as fault:
+    except database.FAULTS as fault:
         raise database.named(fault, path.name) from fault
 
 
@@ -171,7 +172,7 @@ def _give_back(db: sqlite3.Connection) -> int:
 _LAST = "(SELECT stream FROM events ORDER BY cursor DESC LIMIT 1)"
 _NOT_OLD = "(o.ended = 0 OR o.completed IS NULL OR o.completed >= :before)"
 _OLD_TASKS = (
-    "SELECT t.id FROM tasks t WHERE t.updated < :before AND t.status IN ('done', 'failed', 'cancelled') "
+    "SELECT t.id FROM tasks t WHERE t.updated < :before "
     "AND EXISTS (SELECT 1 FROM executions o WHERE o.task = t.id) "
     f"AND NOT EXISTS (SELECT 1 FROM executions o WHERE o.task = t.id AND {_NOT_OLD}) "
     f"AND t.id <> (SELECT task FROM streams WHERE id = {_LAST})"

@@ -172,7 +172,7 @@ class Writer:
             self._begin()
             result = job(self._db)
             self._db.execute("COMMIT")
-        except sqlite3.Error as fault:
+        except database.FAULTS as fault:
             raise database.named(fault, self._path.name) from fault
         finally:
             self._roll_back()
@@ -285,7 +285,7 @@ class Writer:
         try:
             (self._cursor,) = self._db.execute("SELECT coalesce(max(cursor), 0) FROM events").fetchone()
             (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM streams").fetchone()
-        except sqlite3.DatabaseError as fault:
+        except database.FAULTS as fault:
             raise database.named(fault, self._path.name) from fault
         self._next_stream = last + 1
         if not self._db.in_transaction:

@@ -34,7 +34,9 @@ async def main(executions: int) -> None:
         took = [await taken_over(role, executions) for _ in range(ROUNDS)]
         median = statistics.median(took)
         kept = "within budget" if median < BUDGET_SECONDS else "BUDGET EXCEEDED"
-        print(f"{executions} running, role {role} {becomes:16}  {median:5.2f} s   budget < {BUDGET_SECONDS:g} s   {kept}")
+        print(
+            f"{executions} running, role {role} {becomes:16} {median:5.2f} s   budget < {BUDGET_SECONDS:g} s   {kept}"
+        )
 
 
 async def taken_over(role: str, executions: int) -> float:
@@ -58,7 +60,13 @@ async def taken_over(role: str, executions: int) -> float:
 def leave_running(store: Store, role: str, number: int, folder: str) -> None:
     inputs = {"argv": ["true"]} if role == "command" else {"path": folder}
     task = Task(title=f"Interrupted {number}", assigned_role=role, inputs=inputs, sink=store.journal)
-    asked = {"principal": "local", "scopes": ["operate", "read"], "over_tcp": False, "cwd": folder, "env": {}}
+    asked: dict[str, object] = {
+        "principal": "local",
+        "scopes": ["operate", "read"],
+        "over_tcp": False,
+        "cwd": folder,
+        "env": {},
+    }
     with task.ledger:
         session = task.enqueue_execution(role, owner="daemon:0:dead")
         task.ledger.keep(RequestRecord(run_id=session.run_id, body=orjson.dumps(asked)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socketserver
+import subprocess
 import tempfile
 import threading
 from contextlib import contextmanager
@@ -70,10 +71,20 @@ def peer(*answers: bytes) -> Generator[Peer]:
             made.server.server_close()
 
 
-def test_a_connection_that_is_cut_is_tried_once_more() -> None:
-    with peer(b"", http(b'{"a": 1}')) as other, other.daemon() as daemon:
+def test_a_connection_that_is_cut_is_tried_again() -> None:
+    with peer(b"", b"", http(b'{"a": 1}')) as other, other.daemon() as daemon:
         assert daemon.get("/tasks", limit=3, page=None) == {"a": 1}
-        assert [asked.split("\r\n")[0] for asked in other.asked] == ["GET /tasks?limit=3 HTTP/1.1"] * 2
+        assert [asked.split("\r\n")[0] for asked in other.asked] == ["GET /tasks?limit=3 HTTP/1.1"] * 3
+
+
+def test_a_backup_is_not_asked_for_again_when_the_daemon_ends_meanwhile(cli: Cli, tmp_path: Path) -> None:
+    with peer() as other:
+        target = str(tmp_path / "copy.db")
+        done = cli.run("backup", target, VESPERA_DATA_DIR=str(other.data_dir), **other.environ)
+    assert [asked.split("\r\n")[0] for asked in other.asked] == ["POST /backup HTTP/1.1"]
+    assert done.returncode == 125
+    assert "the daemon ended while it made the backup (DAEMON_UNAVAILABLE)" in done.stderr
+    assert f"look for {target}" in done.stderr
 
 
 def test_a_connection_that_is_cut_again_and_again_is_given_up() -> None:
@@ -177,13 +188,18 @@ def test_what_was_typed_reaches_the_task(cli: Cli) -> None:
     assert task["inputs"] == {"argv": ["true"], "cwd": str(cli.cwd)}
 
 
-def test_a_process_that_does_not_hold_the_lock_is_not_stopped(fresh: Cli) -> None:
-    fresh.run("daemon", "start")
-    lock = fresh.data_dir / "owner.lock"
-    held = lock.read_bytes()
-    lock.write_bytes(b'{"pid": 1}')
-    refused = fresh.run("daemon", "stop")
-    assert refused.returncode == 125
-    assert "(OWNER_UNCLEAR)" in refused.stderr
-    lock.write_bytes(held)
-    assert fresh.run("daemon", "stop").returncode == 0
+def test_a_process_that_has_neither_lock_nor_socket_is_not_stopped_whatever_answers(cli: Cli) -> None:
+    with subprocess.Popen(["sleep", "300"]) as bystander:
+        view = {"pid": bystander.pid, "version": "1", "work": None, "queued": 0}
+        with peer(*[http(json.dumps(view).encode())] * 4) as other:
+            refused = cli.run("daemon", "stop", "--now", VESPERA_DATA_DIR=str(other.data_dir), **other.environ)
+        alive = bystander.poll() is None
+        bystander.kill()
+    assert (refused.returncode, "(OWNER_UNCLEAR)" in refused.stderr, alive) == (125, True, True)
+
+
+def test_a_daemon_whose_lock_says_nothing_is_known_by_its_socket_and_stopped(fresh: Cli) -> None:
+    pid = fresh.json("daemon", "start")["daemon"]["pid"]
+    (fresh.data_dir / "owner.lock").write_bytes(b'{"pid": 1}')
+    assert fresh.json("daemon", "stop")["daemon"]["pid"] == pid
+    assert fresh.run("daemon", "status").returncode == 3

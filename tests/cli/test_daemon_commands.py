@@ -126,16 +126,26 @@ def test_a_log_that_is_replaced_while_it_is_followed_goes_on(tmp_path: Path) -> 
 
 
 def test_the_unit_has_absolute_paths_the_settings_and_leaves_the_ladder_to_the_daemon(fresh: Cli) -> None:
-    printed = fresh.run("daemon", "unit", VESPERA_MAX_CONCURRENT="7")
+    roots = {"VESPERA_ROLES_DIR": "our/roles", "VESPERA_ALLOWED_ROOTS": "a:/b"}
+    printed = fresh.run("daemon", "unit", VESPERA_MAX_CONCURRENT="7", **roots)
     assert printed.returncode == 0
     lines = printed.stdout.splitlines()
     (command,) = [line.removeprefix("ExecStart=") for line in lines if line.startswith("ExecStart=")]
     python, rest = command.split(" ", 1)
     assert os.access(python.strip('"'), os.X_OK)
     assert rest == " ".join(f'"{part}"' for part in launch.daemon_command(fresh.data_dir)[1:])
-    assert {"KillMode=mixed", "Restart=on-failure", 'Environment="VESPERA_MAX_CONCURRENT=7"'} <= set(lines)
+    assert {
+        "KillMode=mixed",
+        "Restart=always",
+        "RestartSec=10",
+        "StartLimitIntervalSec=0",
+        'Environment="VESPERA_MAX_CONCURRENT=7"',
+    } <= set(lines)
     assert 'Environment="VESPERA_IDLE_EXIT_SECONDS=0"' in lines
+    assert f'Environment="VESPERA_ROLES_DIR={fresh.cwd}/our/roles"' in lines
+    assert f'Environment="VESPERA_ALLOWED_ROOTS={fresh.cwd}/a:/b"' in lines
     assert "systemctl --user enable --now vespera-exec-" in printed.stderr
+    assert "the unit waits" in printed.stderr
 
 
 def test_the_unit_quotes_what_systemd_would_read_as_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,3 +133,31 @@ def test_files_that_come_and_go_meanwhile_trouble_nobody(data_dir: Path) -> None
                 assert folder["data directory"] in ("ok", "warning")
         finally:
             coming_and_going.kill()
+
+
+def test_a_folder_in_the_place_of_the_database_is_named(fresh: Cli) -> None:
+    (fresh.data_dir / "vespera.db").mkdir(mode=0o700, parents=True)
+    code, found = checked(fresh)
+    assert code == 1
+    assert "is a folder, not a database" in found["database"]["what"]
+
+
+def test_a_wal_without_its_database_is_found(fresh: Cli) -> None:
+    fresh.data_dir.mkdir(mode=0o700)
+    (fresh.data_dir / "vespera.db-wal").write_bytes(b"the last commits")
+    code, found = checked(fresh)
+    assert code == 1
+    assert "vespera.db is missing or empty" in found["database"]["what"]
+    assert "restore" in found["database"]["hint"]
+
+
+def test_a_read_only_file_system_is_not_a_matter_of_permissions() -> None:
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    folders = [Path(fields[4]) for fields in mounts if "ro" in fields[5].split(",")]
+    folder = next((each for each in folders if each.is_dir()), None)
+    if folder is None:
+        pytest.skip("nothing is mounted read-only here")
+    found = {each.name: each for each in doctor.surroundings(folder, {})}
+    assert found["data directory"].level == "error"
+    assert "read-only file system" in found["data directory"].what
+    assert "chmod" not in found["data directory"].hint

@@ -110,8 +110,9 @@ class Place:
         assert daemon.poll() is None, daemon.communicate()
         return daemon
 
-    def spawn(self) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-P", "-m", "vespera_exec.server.daemon", "--data-dir", str(self.data_dir)]
+    def spawn(self, argv: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """A daemon as our own child, or what is named."""
+        argv = argv or [sys.executable, "-P", "-m", "vespera_exec.server.daemon", "--data-dir", str(self.data_dir)]
         daemon = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=self.environ, cwd=self.folder)
         self.started.append(daemon)
         return daemon

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from echo_place import Client
+
 RESTARTED = {"error_code": "DAEMON_RESTARTED", "retriable": True}
 
 
@@ -166,6 +168,48 @@ def test_without_a_daemon_every_request_says_why(place: Place) -> None:
         assert code == 1
         assert said.startswith("vespera-exec: cannot reach the daemon")
         assert said.count("\n") == 1
+
+
+# Fails while there is a file `broken`, and counts how often it was tried.
+FAILING = """
+import os, sys
+folder, command = sys.argv[1], sys.argv[2:]
+open(folder + "/tries", "a").write("x")
+if os.path.exists(folder + "/broken"):
+    sys.exit("broken")
+os.execv(command[0], command)
+"""
+
+
+def failing(place: Place) -> list[str]:
+    (place.data_dir.parent / "broken").touch()
+    return [sys.executable, "-c", FAILING, str(place.data_dir.parent), *place.command]
+
+
+def test_a_daemon_that_failed_to_start_once_is_tried_again_soon(place: Place) -> None:
+    with place.bridge(failing(place)) as client:
+        client.request("look")
+        assert "error" in client.read()
+        (place.data_dir.parent / "broken").unlink()
+        assert eventually(lambda: answered(client), within=2.0)
+
+
+def test_a_daemon_that_somebody_else_started_is_used_without_a_pause(place: Place) -> None:
+    with place.bridge(failing(place)) as client:
+        tries = place.data_dir.parent / "tries"
+        assert eventually(lambda: not answered(client) and len(tries.read_text()) == 3, within=5.0)
+        with place.bridge() as other:  # the next try of the first would be in two seconds
+            began = time.monotonic()
+            other.call("look")
+            assert answered(client)
+            assert time.monotonic() - began < 1.5
+        assert len(tries.read_text()) == 3
+        assert client.close()[1].count("\n") == 1  # the same reason is said once
+
+
+def answered(client: Client) -> bool:
+    client.request("look")
+    return "result" in client.read()
 
 
 def test_a_daemon_that_refuses_the_preamble_is_quoted(place: Place) -> None:

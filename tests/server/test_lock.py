@@ -15,9 +15,10 @@ import pytest
 
 from vespera_exec import __version__, paths
 from vespera_exec.errors import DataDirectoryInUse, StoreUnavailable
-from vespera_exec.store.lock import OwnerLock, last_owner, read_owner
+from vespera_exec.store.lock import OwnerLock, holds, last_owner, read_owner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 HOLD = """
@@ -41,6 +42,10 @@ if os.fork() == 0:
     os._exit(0)
 os.waitpid(-1, 0)
 """
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
 
 
 def start(script: str, data_dir: Path) -> subprocess.Popen[str]:
@@ -180,6 +185,27 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable):
         OwnerLock.acquire(data_dir, purpose="daemon")
     assert elsewhere.read_text() == "precious"
+
+
+@pytest.mark.parametrize(("kind", "make"), [("fifo", os.mkfifo), ("folder", os.mkdir), ("link", dangling)])
+def test_what_is_no_lock_file_is_named_and_keeps_nobody_waiting(
+    tmp_path: Path, kind: str, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / paths.LOCK)
+    for look in (read_owner, last_owner):
+        with pytest.raises(StoreUnavailable, match=f"is a {kind}, not a lock file"):
+            look(tmp_path)
+    with pytest.raises(StoreUnavailable, match=f"is a {kind}, not a lock file"):
+        OwnerLock.acquire(tmp_path, purpose="daemon")
+
+
+def test_a_lock_that_was_removed_or_replaced_is_no_longer_held(tmp_path: Path) -> None:
+    with OwnerLock.acquire(tmp_path, purpose="library"):
+        assert holds(tmp_path)
+        (tmp_path / paths.LOCK).unlink()
+        assert not holds(tmp_path)
+        start(HOLD, tmp_path).communicate(timeout=10)
+        assert not holds(tmp_path)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 LONG_WAIT_MS = 20_000
 _ANSWER_SECONDS = 30.0  # beyond the wait that was asked for
-_SILENT_SECONDS = 7.0  # without an answer, until it is asked whether it lives
-_PROBE_SECONDS = 2.0
+_SILENT_SECONDS = 5.0  # without an answer, until it is asked whether it lives
+_PROBE_SECONDS = 3.0
+_REPEATS = 2  # of a request that was cut off
+_DYING_SECONDS = 0.05  # a daemon that was killed may still be connected to for an instant
 _PROBLEM = "application/problem+json"
 
 _COMMAND_OF_TOOL = {
@@ -54,10 +56,17 @@ class DaemonSilent(DaemonUnavailable):
     code = "DAEMON_SILENT"
 
     def __init__(self, data_dir: Path, pid: int | None) -> None:
-        who = f"process {pid}, the daemon" if pid else "the daemon"
+        who = f"process {pid} is the daemon of {data_dir} and" if pid else f"the daemon of {data_dir}"
         hint = f"see {data_dir / paths.DAEMON_LOG}; `vespera-exec daemon stop --now` ends it"
-        super().__init__(f"{who} of {data_dir}, does not answer", hint=hint)
+        super().__init__(f"{who} does not answer", hint=hint)
         self.pid = pid or 0
+
+
+class DaemonGone(DaemonUnavailable):
+    """It went away before it had answered; what was asked for may have been done."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(f"the daemon of {data_dir} went away", hint=f"see {data_dir / paths.DAEMON_LOG}")
 
 
 class DaemonStopped(DaemonUnavailable):
@@ -79,12 +88,12 @@ class Answer:
 
 
 class Daemon:
-    """Asks one daemon, starting it when nobody listens (unless `start` is False), and once more when it restarts.
+    """Asks one daemon, starting it when nobody listens (unless `start` is False), and again when it restarts.
 
     One that has answered us and then was stopped in order, which leaves no socket behind, is not started again.
     An answer may take `patience` seconds beyond the wait that was asked for.
-    Every request says where the caller stands. All requests may be sent twice: they read, or repeat
-    harmlessly (executions by their idempotency key).
+    Every request says where the caller stands. All requests but those that are sent `once` may be sent again: they
+    read, or repeat harmlessly (executions by their idempotency key).
     """
 
     def __init__(
@@ -124,9 +133,13 @@ class Daemon:
         """
         return self.request("GET", path, query=query).body
 
-    def post(self, path: str, body: Mapping[str, Json]) -> Answer:
-        """As `get`; `wait_ms` in the body is waited for."""
-        return self.request("POST", path, body=body)
+    def post(self, path: str, body: Mapping[str, Json], *, once: bool = False) -> Answer:
+        """As `get`; `wait_ms` in the body is waited for. `once`: it is not sent again where no answer comes.
+
+        Raises:
+            DaemonGone: no answer came.
+        """
+        return self.request("POST", path, body=body, once=once)
 
     def request(
         self,
@@ -135,9 +148,10 @@ class Daemon:
         *,
         query: Mapping[str, str | int | None] | None = None,
         body: Mapping[str, Json] | None = None,
+        once: bool = False,
     ) -> Answer:
         wait_ms = (query or {}).get("wait_ms") or (body or {}).get("wait_ms") or 0
-        for last in (False, True):
+        for left in range(0 if once else _REPEATS, -1, -1):
             if self._connection is None or not self._connection.usable:
                 self._connection = self._connect()
             connection = self._connection
@@ -150,9 +164,10 @@ class Daemon:
                 raise self._silent() from None
             except (ConnectionError, http.client.HTTPException) as fault:
                 self.close()
-                if last:
-                    raise _gone(self.data_dir) from fault
-        raise AssertionError("the second failure raises")
+                if not left:
+                    raise DaemonGone(self.data_dir) from fault
+                time.sleep(_DYING_SECONDS)
+        raise AssertionError("the last failure raises")
 
     def connect(self) -> UnixConnection:
         """A connection of one's own, for a poll. The daemon is started when nobody listens."""
@@ -188,7 +203,7 @@ class Daemon:
         while not select.select([connection], [], [], max(0.0, min(_SILENT_SECONDS, deadline - time.monotonic())))[0]:
             if time.monotonic() >= deadline:
                 raise TimeoutError
-            with closing(UnixConnection(self._socket_path())) as probe:
+            with closing(UnixConnection(self._sockets()[1])) as probe:
                 probe.connect()
                 probe.patience(_PROBE_SECONDS)
                 probe.request("GET", "/healthz")
@@ -197,23 +212,23 @@ class Daemon:
     def _silent(self) -> DaemonSilent:
         from vespera_exec.app.owning import listener
 
-        return DaemonSilent(self.data_dir, listener(self._socket_path()))
+        return DaemonSilent(self.data_dir, listener(self._sockets()[1]))
 
-    def _socket_path(self) -> Path:
+    def _sockets(self) -> tuple[Path, Path]:
         try:
-            _, path = paths.socket_paths(self.data_dir, self._environ)
+            return paths.socket_paths(self.data_dir, self._environ)
         except OSError as fault:
             raise DaemonUnavailable(
                 f"no folder for sockets: {fault.strerror or fault}", hint="name one of yours in VESPERA_RUNTIME_DIR"
             ) from fault
-        return path
 
     def _connect(self) -> UnixConnection:
-        connection = UnixConnection(self._socket_path())
+        connection = UnixConnection(self._sockets()[1])
         try:
             connection.connect()
         except OSError as fault:
-            if self._served and isinstance(fault, FileNotFoundError):
+            # mcp.sock is the first to go in an orderly end, and stays behind after a crash.
+            if self._served and not os.path.lexists(self._sockets()[0]):
                 raise DaemonStopped(self.data_dir) from fault
             if not self._start:
                 raise DaemonUnavailable(
@@ -223,7 +238,7 @@ class Daemon:
             try:
                 connection.connect()
             except OSError as second:
-                raise _gone(self.data_dir) from second
+                raise DaemonGone(self.data_dir) from second
         self._served = True
         return connection
 
@@ -294,9 +309,10 @@ class Polls:
 
     def _again(self, name: str, asked: _Asked, fault: Exception) -> None:
         asked.connection.close()
-        if asked.repeats >= 2:
-            raise _gone(self.daemon.data_dir) from fault
+        if asked.repeats >= _REPEATS:
+            raise DaemonGone(self.daemon.data_dir) from fault
         asked.repeats += 1
+        time.sleep(_DYING_SECONDS)
         asked.connection = self.daemon.connect()
         self._send(name, asked)
 
@@ -417,7 +433,3 @@ def _our_words(hint: str) -> str:
     for tool, command in _COMMAND_OF_TOOL.items():
         hint = hint.replace(tool, command)
     return hint
-
-
-def _gone(data_dir: Path) -> DaemonUnavailable:
-    return DaemonUnavailable(f"the daemon of {data_dir} went away", hint=f"see {data_dir / paths.DAEMON_LOG}")

@@ -82,8 +82,8 @@ def stop(*, now: bool, as_json: bool) -> None:
         return
     output.line(f"stopped: process {view['pid']} (version {view['version']})")
     for each in view["work"] or ():
-        became = "kept for the next start" if each.get("kept") else "interrupted"
-        output.line(f"  {became}: {shown(each['title'], 100)} (task {each['task_id']}, {each['status']})")
+        became = f"kept for the next start, {each['status']}" if each.get("kept") else "interrupted"
+        output.line(f"  {became}: {shown(each['title'], 100)} (task {each['task_id']})")
     if view["queued"]:
         output.line(f"  kept for the next start: {view['queued']} queued")
 

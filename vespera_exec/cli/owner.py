@@ -53,7 +53,7 @@ def running(data_dir: Path) -> Json:
 def stop(data_dir: Path, *, now: bool = False) -> Json:
     """Ends the daemon and waits until it is gone; what it said of itself before, or None when none ran.
 
-    With `now` also one that has work or does not answer, and by SIGKILL where 15 s were not enough; of one that does
+    With `now` also one that has work or does not answer, and by SIGKILL where 15 s were not enough. Of one that does
     not answer only `pid`, `version` and `work` (unknown: None) are told.
 
     Raises:
@@ -118,6 +118,8 @@ def _asked(data_dir: Path) -> Json:
 
 def _end(process: int, pid: int, data_dir: Path, *, kill: bool) -> None:
     signal.pidfd_send_signal(process, signal.SIGTERM)
+    if kill:
+        signal.pidfd_send_signal(process, signal.SIGCONT)  # one that was stopped may yet end in order
     if select.select([process], [], [], _STOP_SECONDS)[0]:
         return
     if kill:

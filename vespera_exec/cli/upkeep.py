@@ -11,7 +11,7 @@ import click
 
 from vespera_exec import paths
 from vespera_exec.cli import output
-from vespera_exec.cli.client import Daemon, data_directory
+from vespera_exec.cli.client import Daemon, DaemonError, DaemonGone, DaemonSilent, data_directory
 from vespera_exec.cli.text import shown, size
 from vespera_exec.errors import DaemonUnavailable, DataDirectoryInUse, VesperaError
 
@@ -37,18 +37,17 @@ def doctor(*, as_json: bool) -> int:
     from vespera_exec.app import doctor as checking
 
     data_dir = data_directory()
-    checks = checking.surroundings(data_dir, os.environ)
-    checks += _contents(data_dir)
+    checks: list[Check] = []
+    # What needs no daemon comes first, and is shown before a daemon may keep us waiting.
+    for look in (lambda: checking.surroundings(data_dir, os.environ), lambda: _contents(data_dir)):
+        found = look()
+        checks += found
+        if not as_json:
+            _show(found)
     healthy = all(check.level == "ok" for check in checks)
     if as_json:
         shown_checks = [{"name": c.name, "level": c.level, "what": c.what, "hint": c.hint} for c in checks]
         output.document({"healthy": healthy, "data_dir": str(data_dir), "checks": shown_checks})
-        return 0 if healthy else _WRONG
-    for check in checks:
-        level = output.colour(f"{check.level:<8}", _COLOUR[check.level])
-        output.line(f"{level}{check.name:<16}{shown(check.what, 1000)}")
-        if check.hint:
-            output.line(f"{'':24}→ {shown(check.hint, 500)}")
     return 0 if healthy else _WRONG
 
 
@@ -63,7 +62,12 @@ def backup(*, file: Path, force: bool, as_json: bool) -> None:
     data_dir, target = data_directory(), Path(os.path.abspath(file))
 
     def by_daemon(daemon: Daemon) -> int:
-        return int(daemon.post("/backup", {"path": str(target), "overwrite": force}).body["size_bytes"])
+        try:
+            answer = daemon.post("/backup", {"path": str(target), "overwrite": force}, once=True)
+        except DaemonGone as gone:
+            hint = f"look for {target}: a backup gets its name when it is complete; where it has not, repeat this"
+            raise DaemonError(gone.code, "the daemon ended while it made the backup", hint) from gone
+        return int(answer.body["size_bytes"])
 
     copied = _owned_or_not(data_dir, by_daemon, lambda: unowned.back_up(data_dir, target, overwrite=force))
     if as_json:
@@ -90,6 +94,15 @@ def restore(*, file: Path, as_json: bool) -> None:
         output.line(f"{shown(data_dir, 1000)}: {size(size_bytes)} restored")
 
 
+def _show(checks: list[Check]) -> None:
+    for check in checks:
+        level = output.colour(f"{check.level:<8}", _COLOUR[check.level])
+        output.line(f"{level}{check.name:<16}{shown(check.what, 1000)}")
+        if check.hint:
+            output.line(f"{'':24}→ {shown(check.hint, 500)}")
+    output.flush()
+
+
 def _contents(data_dir: Path) -> list[Check]:
     """What only the owner may look at; in place of it, why it could not be asked."""
     from vespera_exec.app import unowned
@@ -105,6 +118,8 @@ def _contents(data_dir: Path) -> list[Check]:
 
     try:
         return _owned_or_not(data_dir, by_daemon, lambda: unowned.examine(data_dir, paths.roles_dir(os.environ)))
+    except DaemonSilent as silent:
+        return [Check(name="daemon", level="error", what=f"{silent.message} ({silent.code})", hint=silent.hint)]
     except VesperaError as error:
         return [Check(name="database", level="error", what=error.message, hint=error.hint)]
 
@@ -114,7 +129,8 @@ def _owned_or_not(data_dir: Path, by_daemon: Callable[[Daemon], _T], by_us: Call
 
     Raises:
         DaemonError: the daemon refused.
-        DataDirectoryInUse: another program owns it, or a daemon that does not answer.
+        DaemonSilent: it does not answer.
+        DataDirectoryInUse: another program owns it.
         VesperaError: as `by_us`.
     """
     deadline = time.monotonic() + _TURN_SECONDS
@@ -122,6 +138,8 @@ def _owned_or_not(data_dir: Path, by_daemon: Callable[[Daemon], _T], by_us: Call
         with Daemon(data_dir, cwd="/", start=False, patience=_UPKEEP_SECONDS) as daemon:
             try:
                 return by_daemon(daemon)
+            except DaemonSilent:
+                raise
             except DaemonUnavailable:
                 pass  # none, or no longer
         try:

@@ -44,7 +44,7 @@ _CHUNK_BYTES = 512  # POSIX: what a pipe that polls writable takes without block
 _HANDSHAKE_SECONDS = 10.0
 _ANSWER_SECONDS = 0.3  # after the end of input, for answers on their way: `printf ... | vespera-exec` works
 _DRAIN_SECONDS = 1.5  # in all; clients kill after 2
-_RETRY_SECONDS = 5.0
+_RETRY_SECONDS = (0.5, 5.0)  # after a daemon that could not be had: at first, and at most
 _ATTEMPTS = 4  # to connect: a daemon may be in its last moments, or yield to us
 
 
@@ -84,6 +84,8 @@ class _Bridge:
         self._lost = False  # a write found the daemon gone
         self._failure: Failure | None = None  # why there is no daemon
         self._retry_at = 0.0
+        self._pause = 0.0  # what `_retry_at` was last put off by
+        self._unserved = False  # nobody accepted connections when we last tried
         # partial lines, and lines on their way out
         self._from_client = bytearray()
         self._from_daemon = bytearray()
@@ -184,7 +186,7 @@ class _Bridge:
         lines = self._whole_lines(chunk)
         if not lines:
             return
-        if self._daemon is None and (self._failure is None or time.monotonic() >= self._retry_at):
+        if self._daemon is None and self._may_connect():
             self._connect()
         if self._daemon is None:
             for line in lines.split(b"\n"):
@@ -320,9 +322,16 @@ class _Bridge:
 
     # connecting
 
+    def _may_connect(self) -> bool:
+        """It failed long enough ago, or somebody else has started a daemon meanwhile."""
+        if self._failure is None or time.monotonic() >= self._retry_at:
+            return True
+        return self._unserved and self._socket_path is not None and _accepts(self._socket_path)
+
     def _connect(self) -> None:
         """Connects, starting the daemon if need be. Without success `_failure` says why."""
-        self._failure = None
+        before, self._failure = self._failure, None
+        self._unserved = False
         try:
             self._socket_path, _ = paths.socket_paths(self._data_dir, self._environ)
             for attempt in range(_ATTEMPTS):
@@ -330,16 +339,19 @@ class _Bridge:
                     self._daemon = self._open()
                 except (ConnectionError, FileNotFoundError):
                     # An accepted connection that ends before its first line met a daemon in its last moments.
+                    self._unserved = True
                     if attempt == _ATTEMPTS - 1:
                         raise
                     self._start_daemon()
                 else:
-                    self._connected_at = time.monotonic()
+                    self._connected_at, self._pause = time.monotonic(), 0.0
                     return
         except (Failure, OSError) as fault:
             self._failure = fault if isinstance(fault, Failure) else failure_of(fault)
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-            say(f"cannot reach the daemon of {self._data_dir}: {self._failure}")
+            self._pause = min(max(2 * self._pause, _RETRY_SECONDS[0]), _RETRY_SECONDS[1])
+            self._retry_at = time.monotonic() + self._pause
+            if str(self._failure) != str(before):  # once, however often it is tried
+                say(f"cannot reach the daemon of {self._data_dir}: {self._failure}")
             if self._initialize is not None and self._unanswered_handshake:
                 self._unanswered_handshake = False
                 self._refuse(self._initialize[1])
@@ -422,6 +434,12 @@ class _Bridge:
         if self._unanswered_handshake or (crashed and now - self._connected_at > 1.0):
             self._connect()
             self._write_client()
+
+
+def _accepts(socket_path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(os.fspath(socket_path)) == 0
 
 
 def _open_output(descriptor: int) -> tuple[Callable[[bytearray], int], int]:

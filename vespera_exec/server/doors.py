@@ -76,7 +76,7 @@ def _told(end: _End, data_dir: Path) -> VesperaError | None:
         case "unlocked":
             return StoreUnavailable(
                 f"{data_dir / paths.LOCK} was removed while it was held",
-                hint="the next client starts a new daemon; leave that file alone, it stops nobody when its owner is gone",
+                hint="the next client starts a new daemon; that file stops nobody once its owner is gone, so leave it",
             )
         case _:
             return None

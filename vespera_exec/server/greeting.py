@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PREAMBLE_VERSION = 1
 UNAVAILABLE = "DAEMON_UNAVAILABLE"
+SILENT = "DAEMON_SILENT"
 
 
 class Failure(Exception):
@@ -29,6 +30,8 @@ class Failure(Exception):
 
 def failure_of(fault: OSError) -> Failure:
     """Of a socket or a folder that cannot be had. No permission stays so, whoever waits."""
+    if isinstance(fault, TimeoutError):
+        return Failure(SILENT, "it does not answer", "`vespera-exec daemon stop --now` ends it", retriable=True)
     return Failure(UNAVAILABLE, str(fault), "", retriable=not isinstance(fault, PermissionError))
 
 

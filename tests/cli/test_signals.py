@@ -40,7 +40,7 @@ def test_sigterm_cancels_the_work_and_exits_with_143(cli: Cli) -> None:
 def test_sigterm_before_the_run_is_accepted_cancels_it_as_well(fresh: Cli) -> None:
     # No daemon runs yet: it is started behind the signal's back.
     process = fresh.start("run", "--title", "early", "--", "sleep", "300")
-    until(lambda: _catches(process.pid, signal.SIGTERM), "the signal is waited for")
+    until(lambda: _catches(process.pid, signal.SIGHUP), "the signals are waited for")
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 143, said

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_harness import PROGRAM, Cli, marked, until
+from cli_harness import PROGRAM, SECONDS, Cli, marked, until
 
 ERROR_LINE = r"vespera-exec: .+ \([A-Z_]+\)(; .+)?\n"
 
@@ -108,15 +108,20 @@ def test_following_the_logs_goes_on_to_the_next_attempt(cli: Cli) -> None:
     roles.mkdir(exist_ok=True)
     (roles / "again.yaml").write_text(
         "name: again\ndescription: Fails once\nrunner: process\n"
-        'argv: [sh, -c, "sleep 0.3; echo attempt; test -e tried-again || (touch tried-again; false)"]\n'
+        'argv: [sh, -c, "echo attempt; until test -e go-on; do sleep 0.02; done; '
+        'test -e tried-again || (touch tried-again; false)"]\n'
         "retry: {max_retries: 1, retry_on: [EXIT_NONZERO], backoff_seconds: 0.5}\n"
         "inputs:\n  cwd: {type: path}\n",
         encoding="utf-8",
     )
     cli.stop()
     task_id = cli.task("--role", "again", "--input", f"cwd={cli.cwd}")
-    pages = [json.loads(line) for line in cli.run("logs", "-f", "--json", task_id).stdout.splitlines()]
-    assert "".join(page["text"] for page in pages) == "attempt\nattempt\n"
+    following = cli.start("logs", "-f", "--json", task_id)
+    assert following.stdout is not None
+    assert json.loads(following.stdout.readline())["text"] == "attempt\n"
+    (cli.cwd / "go-on").touch()
+    rest, _ = following.communicate(timeout=SECONDS)
+    assert "".join(json.loads(line)["text"] for line in rest.splitlines()) == "attempt\n"
 
 
 def test_a_broken_role_file_is_named_beside_the_roles(fresh: Cli) -> None:

@@ -466,8 +466,9 @@ class Journal:
             self._counts.dropped_samples += len(samples) - kept
         if writer.pages_in_wal > self._checkpoint_above:
             left = writer.checkpoint()
-            if left > _RESTART_PAGES:
-                patient = left > _PATIENT_PAGES
+            # Also where all was moved: the file begins anew only when nobody reads from it.
+            if writer.frames_in_wal > _RESTART_PAGES:
+                patient = writer.frames_in_wal > _PATIENT_PAGES
                 left = writer.checkpoint("RESTART", wait_ms=_PATIENT_MS if patient else _READERS_WAIT_MS)
             # What a reader holds back is not worth asking for at every commit.
             self._checkpoint_above = left + _PASSIVE_PAGES

@@ -117,6 +117,8 @@ class Writer:
         self._checkpoint_failed = False
         self.head = 0
         self.checkpoints = 0
+        self.frames_in_wal = 0
+        """How long the WAL was at the last checkpoint, in pages, those that were moved by then included."""
         self.tenure: int | None = None
         """The `owners.generation` on whose behalf it writes; once set, nothing is written after a later one."""
         self._recall()
@@ -196,6 +198,7 @@ class Writer:
             return self._pages
         self._checkpoint_failed = False
         self.checkpoints += 1
+        self.frames_in_wal = max(0, pages)
         self._pages = max(0, pages - moved)
         return self._pages
 

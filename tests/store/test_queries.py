@@ -203,6 +203,28 @@ async def test_a_page_token_of_another_list_is_refused(data_dir: Path) -> None:
             await store.queries.list_tasks(sort="title; DROP TABLE tasks")  # pyright: ignore[reportArgumentType]
 
 
+async def test_a_whole_id_is_known_with_what_it_shows(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        idle = Task(title="Never executed", sink=store.journal)
+        task = Task(title="Twice", sink=store.journal)
+        first = task.start_execution("role")
+        second = task.execution.fail_for_retry("broken", retry_at=datetime.now(UTC))
+        assert second is not None
+        await store.journal.sync()
+        shown: list[tuple[str, str | None]] = []
+        for any_id in (task.id, first.session_id, second.session_id, idle.id):
+            known = await store.queries.get_known(any_id)
+            assert known is not None
+            shown.append((known.task.title, known.execution[0].execution_id if known.execution else None))
+        assert shown == [
+            ("Twice", second.session_id),
+            ("Twice", first.session_id),
+            ("Twice", second.session_id),
+            ("Never executed", None),
+        ]
+        assert await store.queries.get_known(task.id[:8]) is None
+
+
 async def test_attempts_come_in_order(data_dir: Path) -> None:
     async with opened(data_dir) as store:
         task = Task(sink=store.journal)

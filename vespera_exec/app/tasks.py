@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from vespera_exec.app.plugins import progress_metrics
-from vespera_exec.errors import ExecutionNotFound, TaskNotFound
+from vespera_exec.errors import TaskNotFound
 from vespera_exec.model.enums import TaskStatus
 from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.task import Task
@@ -117,21 +117,34 @@ class LiveTasks:
             session = task.execution.current_session
             if session is not None and session.session_id == any_id:
                 return _live(task, any_id)
-        located = await self._store.queries.locate(any_id)
-        if located is None:
+        known = await self._store.queries.get_known(any_id)
+        if known is None:
+            any_id = await self._completed(any_id)
+            known = await self._store.queries.get_known(any_id)
+        if known is None:
             raise TaskNotFound(any_id)
-        task_id, execution_id = located
+        task_id = known.task.task_id
+        execution_id = any_id if any_id != task_id else None
         if (task := self._known.get(task_id)) is not None:
             session = task.execution.current_session
             if execution_id is None or (session is not None and session.session_id == execution_id):
                 return _live(task, execution_id)
-        record = task.record if task is not None else await self.record(task_id)
-        wanted = execution_id or record.current_execution_id or record.last_execution_id
-        stored = await self._store.queries.get_execution(wanted) if wanted else None
-        if execution_id is not None and stored is None:
-            raise ExecutionNotFound(execution_id)
-        life, progress = stored if stored else (None, None)
+        record = task.record if task is not None else known.task
+        life, progress = known.execution if known.execution is not None else (None, None)
         return Found(record, life, progress, None, execution_id is not None)
+
+    async def _completed(self, beginning: str) -> str:
+        """The one id that begins so.
+
+        Raises:
+            TaskNotFound: there is none.
+            InvalidInput: there are several.
+        """
+        located = await self._store.queries.locate(beginning)
+        if located is None:
+            raise TaskNotFound(beginning)
+        task_id, execution_id = located
+        return execution_id or task_id
 
     async def record(self, task_id: str) -> TaskRecord:
         """

@@ -61,6 +61,14 @@ class TaskRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """A task, and the execution that is meant: the one that was named, else its running or last one."""
+
+    task: TaskRecord
+    execution: tuple[Lifecycle, Progress] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Unfinished:
     """An execution that has not ended, with its task. `request` is the body of the run's `RequestRecord`, or None.
 
@@ -172,6 +180,17 @@ class Queries:
         return IdempotencyRecord(
             principal=principal, key=key, operation=operation, task_id=task_id, run_id=run_id, digest=digest
         )
+
+    async def get_known(self, any_id: str) -> Known | None:
+        """What a whole task id or session id stands for, by one statement; None where it is neither."""
+        rows = await self._rows(_KNOWN, any_id)
+        if not rows:
+            return None
+        task_id, task, *row = rows[0]
+        if row[0] is None and task_id != any_id:
+            return None
+        with self._decoding():
+            return Known(TaskRecord.from_dict(orjson.loads(task)), _execution(row) if row[0] is not None else None)
 
     async def locate(self, given: str) -> tuple[str, str | None] | None:
         """`(task_id, execution_id)` of an id or of its beginning (at least six characters); None when unknown.
@@ -430,6 +449,11 @@ _REMOVED_BEFORE = (
 )
 _EXECUTIONS = (
     "SELECT e.doc, p.doc, s.name FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
+)
+_KNOWN = (
+    "SELECT t.name, k.doc, e.doc, p.doc, x.name FROM streams s JOIN streams t ON t.id = s.task "
+    "JOIN tasks k ON k.id = t.id LEFT JOIN executions e ON e.id = CASE s.id WHEN t.id THEN k.shown ELSE s.id END "
+    "LEFT JOIN progress p ON p.id = e.id LEFT JOIN streams x ON x.id = e.id WHERE s.name = ?"
 )
 _UNFINISHED = (
     "SELECT e.doc, p.doc, s.name, t.doc, r.body, (SELECT max(at) FROM samples WHERE execution = e.id) "

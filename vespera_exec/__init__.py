@@ -51,7 +51,7 @@ _EXPORTS: dict[str, str] = {
     "PerformanceProfiler": "vespera_exec.model.profile",
     "PermissionDenied": "vespera_exec.errors",
     "PhaseManager": "vespera_exec.model.phases",
-    "PhaseRecord": "vespera_exec.model.phases",
+    "PhaseRecord": "vespera_exec.model.stays",
     "Policy": "vespera_exec.engine.running",
     "Progress": "vespera_exec.model.progress",
     "ProgressInfo": "vespera_exec.app.views",

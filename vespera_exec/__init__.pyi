@@ -65,7 +65,8 @@ from vespera_exec.model.enums import (
 from vespera_exec.model.events import ExecutionEvent as ExecutionEvent
 from vespera_exec.model.execution import EnhancedTaskExecution as EnhancedTaskExecution, TaskExecution as TaskExecution
 from vespera_exec.model.lifecycle import Lifecycle as Lifecycle
-from vespera_exec.model.phases import PhaseManager as PhaseManager, PhaseRecord as PhaseRecord
+from vespera_exec.model.phases import PhaseManager as PhaseManager
+from vespera_exec.model.stays import PhaseRecord as PhaseRecord
 from vespera_exec.model.principal import Caller as Caller
 from vespera_exec.model.profile import PerformanceProfiler as PerformanceProfiler
 from vespera_exec.model.progress import (

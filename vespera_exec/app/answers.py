@@ -14,7 +14,7 @@ from vespera_exec.app.callers import require
 from vespera_exec.app.following import Following
 from vespera_exec.errors import Conflict, InvalidInput
 from vespera_exec.model.enums import RESOURCE_UNITS, ExecutionStatus, TaskStatus
-from vespera_exec.model.phases import seconds_by_phase
+from vespera_exec.model.stays import seconds_by_phase
 from vespera_exec.monitoring.eta import NaiveEstimator
 from vespera_exec.store.output import read_output
 

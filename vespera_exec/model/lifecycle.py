@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
-from vespera_exec.model.phases import PhaseRecord, closed, moved
 from vespera_exec.model.rows import Readers, iso, present, stamp
+from vespera_exec.model.stays import PhaseRecord, closed, moved
 from vespera_exec.model.values import copier
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from vespera_exec.model.ledger import Ledger
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.listeners import Callback, Subscription
-    from vespera_exec.model.phases import PhaseRecord
     from vespera_exec.model.progress import ProgressState
+    from vespera_exec.model.stays import PhaseRecord
 
 
 class SessionView:

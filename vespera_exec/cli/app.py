@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"{type(fault).__name__}: {fault}"
         output.failure(DaemonError("INTERNAL_ERROR", what, "VESPERA_DEBUG=1 shows where; please report it"))
         code = OURS
-    return _finished(code)
+    code = _finished(code)
+    output.leave()
+    return code
 
 
 def _finished(code: int) -> int:

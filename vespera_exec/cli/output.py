@@ -97,8 +97,21 @@ def flush() -> None:
 
 def forget_stdout() -> None:
     """Nobody reads stdout any more: what is still to come goes nowhere, without complaint at the exit."""
+    _forget(sys.stdout)
+
+
+def leave() -> None:
+    """Let go of both streams: the interpreter must find nothing that a closed terminal refuses, or exits with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _forget(stream)
+
+
+def _forget(stream: TextIO) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, stream.fileno())
     os.close(null)
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from vespera_exec.engine.processes import ProcessLauncher, RunningProcess
 
+KILL_SECONDS = 2.0
+"""Promised is one second; tests run side by side, and their processes wait for each other."""
 TREES = Path(__file__).with_name("trees")
 KINDS = [
     "deaf",

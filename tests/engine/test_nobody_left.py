@@ -251,7 +251,7 @@ async def test_twenty_trees_are_cancelled_at_once_and_the_loop_goes_on(tmp_path:
     for launcher, register, his in zip(launchers, registers, known, strict=True):
         assert register.left(his, launcher.execution_id) == set()
     assert took <= 5
-    assert held <= 0.25
+    assert held <= 1  # seconds, of a loop that shares two cores with the other tests
 
 
 @pytest.mark.parametrize("victim", ["shim", "guardian"])

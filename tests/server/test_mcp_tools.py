@@ -17,7 +17,7 @@ from vespera_exec.app.views import NewTask
 from vespera_exec.errors import InvalidInput
 from vespera_exec.model.principal import Caller
 from vespera_exec.server.mcp.schemas import check
-from vespera_exec.server.mcp.tools import PLANS
+from vespera_exec.server.mcp.toolsets.core import PLANS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

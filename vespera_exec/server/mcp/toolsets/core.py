@@ -1,0 +1,320 @@
+"""The tools that every agent sees: hand work over, follow it, stop it, fetch what it returned."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+from pydantic import Field
+
+from vespera_exec.app import views
+from vespera_exec.server.mcp import answers
+from vespera_exec.server.mcp.tooling import Call, ToolPlan
+
+if TYPE_CHECKING:
+    from vespera_exec.app.views import Json
+
+MAX_WAIT_MS = 25_000
+_CANCEL_WAIT_MS = 6000
+_MAX_EVENTS = 500
+_PAGE_EVENTS = 100
+_MAX_OUTPUT = 20_000
+
+TaskId = Annotated[str, Field(min_length=1, max_length=200, description="Task or session id, or a unique prefix")]
+WaitMs = Annotated[int, Field(ge=0, le=MAX_WAIT_MS, description="Wait up to this long, in milliseconds")]
+Cursor = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class OneTask(views.Request):
+    task_id: TaskId
+
+
+class AskStatus(OneTask):
+    detail: Annotated[bool, Field(description="Adds phases, usage and recent events")] = False
+
+
+class ReadEvents(OneTask):
+    cursor: Annotated[Cursor, Field(description="Events after this; 0 or next_cursor")] = 0
+    wait_ms: WaitMs = 0
+    max_events: Annotated[int, Field(ge=1, le=_MAX_EVENTS)] = 50
+    follow: Annotated[bool, Field(description="Keep collecting until done, max_events or wait_ms")] = False
+
+
+class Cancel(OneTask):
+    reason: str = "User requested"
+    wait_ms: Annotated[int, Field(ge=0, le=MAX_WAIT_MS, description="Wait for its end up to this long")] = (
+        _CANCEL_WAIT_MS
+    )
+
+
+class Pause(OneTask):
+    reason: str = "User requested"
+    wait_ms: WaitMs = 5000
+
+
+class Resume(OneTask):
+    reason: str = "User requested"
+
+
+class AskResult(OneTask):
+    output_offset: (
+        Annotated[Cursor, Field(description="Read the output from here on; its tail when left out")] | None
+    ) = None
+    output_limit: Annotated[int, Field(ge=0, le=_MAX_OUTPUT, description="Bytes of output; 0 for none")] = 4000
+
+
+class ListTasks(views.Request):
+    status: Annotated[str, Field(description="todo, doing, done, failed or cancelled")] | None = None
+    role: str | None = None
+    text: Annotated[str, Field(description="Words of the title")] | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    page: Annotated[str, Field(description="next_page of the page before")] | None = None
+
+
+class Nothing(views.Request):
+    pass
+
+
+async def _create_task(call: Call, new: views.NewTask) -> dict[str, Json]:
+    return answers.of(await call.vespera.create_task(call.caller, new))
+
+
+async def _execute_task(call: Call, request: views.Execute) -> dict[str, Json]:
+    handle = await call.vespera.execute_task(call.caller, request.model_copy(update={"wait_ms": 0}))
+    if handle.done or not request.wait_ms:
+        return answers.of(handle)
+    pages = call.watch.pages(handle.task_id, cursor=handle.cursor, wait_ms=request.wait_ms, max_events=_PAGE_EVENTS)
+    async for _ in pages:
+        pass
+    ended = await call.vespera.get_result(call.caller, handle.task_id)
+    known: dict[str, Json] = {"status": ended.status, "session_id": ended.session_id, "done": ended.done}
+    if ended.done and ended.error is not None:
+        known["error"] = ended.error.get("message")
+    return answers.of(handle.model_copy(update=known))
+
+
+async def _list_tasks(call: Call, asked: ListTasks) -> dict[str, Json]:
+    page = await call.vespera.list_tasks(
+        call.caller, status=asked.status, role=asked.role, text=asked.text, limit=asked.limit, page=asked.page
+    )
+    return answers.of(page)
+
+
+async def _list_roles(call: Call, asked: Nothing) -> dict[str, Json]:
+    return answers.of(call.vespera.list_roles(call.caller))
+
+
+async def _get_status(call: Call, asked: AskStatus) -> dict[str, Json]:
+    status = await call.vespera.get_status(call.caller, asked.task_id, detail=asked.detail)
+    return answers.status(status, detail=asked.detail)
+
+
+async def _read_events(call: Call, asked: ReadEvents) -> dict[str, Json]:
+    collected = _Collected(asked.max_events)
+    page = None
+    pages = call.watch.pages(
+        asked.task_id, cursor=asked.cursor, wait_ms=asked.wait_ms, max_events=min(asked.max_events, _PAGE_EVENTS)
+    )
+    async with aclosing(pages):
+        async for page in pages:
+            if not collected.add(page) or (collected.events and not asked.follow):
+                break
+    assert page is not None
+    return answers.of(collected.page(page))
+
+
+async def _cancel(call: Call, asked: Cancel) -> dict[str, Json]:
+    cancelled = await call.vespera.cancel(call.caller, asked.task_id, reason=asked.reason, wait_ms=asked.wait_ms)
+    return answers.of(cancelled)
+
+
+async def _pause(call: Call, asked: Pause) -> dict[str, Json]:
+    paused = await call.vespera.pause(call.caller, asked.task_id, reason=asked.reason, wait_ms=asked.wait_ms)
+    return answers.of(paused)
+
+
+async def _resume(call: Call, asked: Resume) -> dict[str, Json]:
+    return answers.of(await call.vespera.resume(call.caller, asked.task_id, reason=asked.reason))
+
+
+async def _get_result(call: Call, asked: AskResult) -> dict[str, Json]:
+    result = await call.vespera.get_result(
+        call.caller, asked.task_id, output_offset=asked.output_offset, output_limit=asked.output_limit
+    )
+    return answers.result(result)
+
+
+async def _get_metrics(call: Call, asked: OneTask) -> dict[str, Json]:
+    metrics = await call.vespera.get_metrics(call.caller, asked.task_id)
+    promised = ("success_rate", "average_duration_seconds", "last_error")
+    return answers.of(metrics, keep=promised)
+
+
+class _Collected:
+    """Events of several pages, as many as an answer may hold."""
+
+    def __init__(self, max_events: int) -> None:
+        self.events: list[dict[str, Json]] = []
+        self._left = max_events
+        self._room = answers.PAGE_CHARACTERS
+        self._whole = True
+
+    def add(self, page: views.EventPage) -> bool:
+        """False when there is no room for more."""
+        for event in page.events:
+            self._room -= len(orjson.dumps(event))
+            # The first always fits, or the reader would never get past it.
+            if not self._left or (self._room < 0 and self.events):
+                self._whole = False
+                return False
+            self._left -= 1
+            self.events.append(event)
+        return self._left > 0
+
+    def page(self, last: views.EventPage) -> views.EventPage:
+        """What was collected, as one page that ends where the collection ends."""
+        cursor = last.next_cursor if self._whole else self.events[-1]["cursor"]
+        return last.model_copy(update={"events": self.events, "next_cursor": cursor, "done": last.done and self._whole})
+
+
+_KEY = "A repeat with the same key answers with the first one's ids"
+
+PLANS = (
+    ToolPlan(
+        name="execute_task",
+        title="Execute a task",
+        description=(
+            "Start long work: of a known task (task_id), or of a new one (title, role, inputs). It goes on when this "
+            "chat ends. With wait_ms short work is done in the answer. Then follow it with "
+            "stream_task_execution_events from `cursor`; when done, get_task_result."
+        ),
+        takes=views.Execute,
+        gives=views.Handle,
+        use=_execute_task,
+        described={
+            "task_id": "A task that exists; or give title and role",
+            "title": "What the new task is, in one line",
+            "description": "The task in full",
+            "role": "Who does it; see list_roles",
+            "inputs": "Inputs of the role, as list_roles describes them",
+            "priority": "Higher first",
+            "wait_ms": "Wait up to this long for the end",
+            "idempotency_key": _KEY,
+        },
+        changes=True,
+        destroys=True,
+        repeatable=False,
+        opens_world=True,
+    ),
+    ToolPlan(
+        name="get_task_execution_status",
+        title="Status of a task",
+        description=(
+            "One look at a task: phase, progress, ETA, error; of the run that is going on, else of the last. "
+            "To wait for news use stream_task_execution_events instead of asking again and again."
+        ),
+        takes=AskStatus,
+        gives=views.Status,
+        use=_get_status,
+        not_found={"executing": False, "task_found": False, "error": "Task not found"},
+    ),
+    ToolPlan(
+        name="stream_task_execution_events",
+        title="Follow a task",
+        description=(
+            "Events of a task in order, without gap. With wait_ms it waits for news; with follow it collects until "
+            "the run is done. Call again with cursor = next_cursor until `done`, then get_task_result."
+        ),
+        takes=ReadEvents,
+        gives=views.EventPage,
+        use=_read_events,
+        not_found={"error": "Task not found"},
+    ),
+    ToolPlan(
+        name="get_task_result",
+        title="Result of a task",
+        description=(
+            "What the last run returned, its error, and the tail of what it wrote. Read longer output in pages: "
+            "output_offset = output.next_offset. Before the end it shows the output so far."
+        ),
+        takes=AskResult,
+        gives=views.Result,
+        use=_get_result,
+        untyped=("error", "result"),
+    ),
+    ToolPlan(
+        name="cancel_task_execution",
+        title="Cancel a task",
+        description=(
+            "Stop what a task runs, with all its processes, within 5 seconds. `success` false says in `reason` why "
+            "there was nothing to stop."
+        ),
+        takes=Cancel,
+        gives=views.Cancelled,
+        use=_cancel,
+        not_found={"success": False, "error": "Task not found"},
+        changes=True,
+        destroys=True,
+    ),
+    ToolPlan(
+        name="pause_task_execution",
+        title="Pause a task",
+        description=(
+            "Stop what a task runs where it stands; its clock and timeout stop, too. `pending`: it will stop at its "
+            "next pause point. `success` false says why not in `reason`."
+        ),
+        takes=Pause,
+        gives=views.Paused,
+        use=_pause,
+        not_found={"success": False, "error": "Task not found"},
+        changes=True,
+    ),
+    ToolPlan(
+        name="resume_task_execution",
+        title="Resume a task",
+        description="Let a paused task go on, or take back a pause that is `pending`.",
+        takes=Resume,
+        gives=views.Resumed,
+        use=_resume,
+        not_found={"success": False, "error": "Task not found"},
+        changes=True,
+        opens_world=True,
+    ),
+    ToolPlan(
+        name="list_roles",
+        title="List roles",
+        description="Who can do work here: each role with the JSON Schema of its inputs, and whether you may use it.",
+        takes=Nothing,
+        gives=views.RoleList,
+        use=_list_roles,
+    ),
+    ToolPlan(
+        name="list_tasks",
+        title="List tasks",
+        description="Tasks of this data directory, newest change first; also those of earlier chats.",
+        takes=ListTasks,
+        gives=views.TaskPage,
+        use=_list_tasks,
+    ),
+    ToolPlan(
+        name="create_task",
+        title="Create a task",
+        description="Note a task without starting it. execute_task starts it later by its task_id.",
+        takes=views.NewTask,
+        gives=views.TaskView,
+        use=_create_task,
+        described={"idempotency_key": _KEY},
+        changes=True,
+        repeatable=False,
+    ),
+    ToolPlan(
+        name="get_task_performance_metrics",
+        title="Metrics of a task",
+        description="Over all runs of a task: how many ended how, success rate, durations, time in each phase.",
+        takes=OneTask,
+        gives=views.Metrics,
+        use=_get_metrics,
+        not_found={"error": "Task not found"},
+    ),
+)

@@ -78,7 +78,7 @@ class Answers:
             raise InvalidInput("limit is between 1 and 200")
         await self._settled()
         found = await self._store.queries.list_tasks(
-            status=_status(status), role=role, text=text, limit=limit, page_token=page
+            status=_status(status), role=role, text=text, limit=limit, page_token=page, principal=caller.sees_only
         )
         rows = [
             views.TaskRow(
@@ -97,7 +97,7 @@ class Answers:
 
     async def get_task(self, caller: Caller, any_id: str) -> views.TaskView:
         require(caller, "read")
-        return present.task((await self._tasks.find(any_id)).record)
+        return present.task((await self._tasks.find(any_id, caller)).record)
 
     def list_roles(self, caller: Caller) -> views.RoleList:
         """The roles there are, whether this caller may use each, and the role files that are broken."""
@@ -122,7 +122,7 @@ class Answers:
             TaskNotFound: the id is unknown.
         """
         require(caller, "read")
-        found = self._written(await self._tasks.find(any_id))
+        found = self._written(await self._tasks.find(any_id, caller))
         life = found.life
         status = life.status if life is not None else ExecutionStatus.IDLE
         recent = None
@@ -148,7 +148,7 @@ class Answers:
     async def get_progress(self, caller: Caller, any_id: str) -> views.ProgressInfo | None:
         """Document 004's progress body, or None where none was ever recorded."""
         require(caller, "read")
-        found = await self._tasks.find(any_id)
+        found = await self._tasks.find(any_id, caller)
         if found.life is None or found.progress is None:
             return None
         return present.steps(found.life, found.progress)
@@ -165,7 +165,7 @@ class Answers:
             InvalidInput: a negative cursor, or `max_events` outside 1 to 1000.
         """
         require(caller, "read")
-        read = await self._following.read(any_id, cursor=cursor, wait_ms=wait_ms, limit=max_events)
+        read = await self._following.read(any_id, caller, cursor=cursor, wait_ms=wait_ms, limit=max_events)
         return views.EventPage(
             events=[event.message() for event in read.events],
             next_cursor=read.events[-1].cursor if read.events else max(cursor, 0),
@@ -179,7 +179,7 @@ class Answers:
         require(caller, "read")
         done = False
         while not done:
-            events, done, *_ = await self._following.read(any_id, cursor=cursor, wait_ms=15_000, limit=200)
+            events, done, *_ = await self._following.read(any_id, caller, cursor=cursor, wait_ms=15_000, limit=200)
             for event in events:
                 yield event
                 cursor = event.cursor
@@ -189,7 +189,7 @@ class Answers:
     ) -> views.Result:
         """The result of the last session; with `output_limit` also what the work wrote, its tail without an offset."""
         require(caller, "read")
-        found = self._written(await self._tasks.find(any_id))
+        found = self._written(await self._tasks.find(any_id, caller))
         life = found.life
         if life is None:
             raise Conflict("the task was never executed", hint="start it with execute_task")
@@ -234,7 +234,7 @@ class Answers:
             raise InvalidInput("offset is at least 0 and limit between 1 and 1048576")
         deadline = self._clock.monotonic() + min(wait_ms, 25_000) / 1000
         while True:
-            found = await self._tasks.find(any_id)
+            found = await self._tasks.find(any_id, caller)
             if found.life is None:
                 raise Conflict("the task was never executed", hint="start it with execute_task")
             ended = found.life.status.is_terminal
@@ -246,7 +246,7 @@ class Answers:
     async def get_metrics(self, caller: Caller, any_id: str) -> views.Metrics:
         """Totals, rates and durations over all executions of the task."""
         require(caller, "read")
-        found = await self._tasks.find(any_id)
+        found = await self._tasks.find(any_id, caller)
         await self._settled()
         record = found.record
         seen = await self._store.queries.task_statistics(record.task_id)

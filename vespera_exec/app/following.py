@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vespera_exec.app.tasks import Found, LiveTasks
     from vespera_exec.engine.engine import Engine
     from vespera_exec.model.clock import Clock
+    from vespera_exec.model.principal import Caller
     from vespera_exec.store.feed import StoredEvent
     from vespera_exec.store.store import Store
 
@@ -59,7 +60,7 @@ class Following:
             return True
         return found.by_session and run.session.session_id != found.life.execution_id
 
-    async def read(self, any_id: str, *, cursor: int, wait_ms: int, limit: int) -> Read:
+    async def read(self, any_id: str, caller: Caller, *, cursor: int, wait_ms: int, limit: int) -> Read:
         """Events after `cursor`.
 
         Waits up to `wait_ms` (25 s at most) for the first event.
@@ -70,7 +71,7 @@ class Following:
         """
         if cursor < 0 or not 1 <= limit <= MAX_EVENTS:
             raise InvalidInput(f"cursor is at least 0 and max_events between 1 and {MAX_EVENTS}")
-        found = await self._tasks.find(any_id)
+        found = await self._tasks.find(any_id, caller)
         task_id, execution_id = found.record.task_id, None
         if found.by_session and found.life is not None:
             execution_id = found.life.execution_id
@@ -86,7 +87,7 @@ class Following:
             elif events or done or left <= 0:
                 return await self._read(found, cursor, events, done=done and len(events) < limit)
             settled = await self._news(task_id, execution_id, events[-1].cursor if events else cursor, left)
-            found = await self._tasks.find(any_id)
+            found = await self._tasks.find(any_id, caller)
             if not settled and events:
                 return await self._read(found, cursor, events, done=False)
 

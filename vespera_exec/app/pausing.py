@@ -13,6 +13,7 @@ from vespera_exec.model.enums import ExecutionStatus
 if TYPE_CHECKING:
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
+    from vespera_exec.model.principal import Caller
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.store.store import Store
 
@@ -30,7 +31,7 @@ class Pausing:
         self._engine = engine
         self._tasks = tasks
 
-    async def pause(self, any_id: str, *, reason: str, wait_ms: int) -> views.Paused:
+    async def pause(self, any_id: str, caller: Caller, *, reason: str, wait_ms: int) -> views.Paused:
         """Ask for it, and wait up to `wait_ms` until the work stands still and that is on disk.
 
         Raises:
@@ -39,7 +40,7 @@ class Pausing:
             StoreUnavailable: a pause could not be written now.
         """
         self._store.journal.check_writable()
-        session, status = await self._meant(any_id)
+        session, status = await self._meant(any_id, caller)
         why = _why_not(status)
         if session is None or why is not None:
             return _not_paused(session, status, why or _OVER)
@@ -65,7 +66,7 @@ class Pausing:
         over = not accepted or execution is None or execution.over
         return _not_paused(session, now, _why_not(now) or (_OVER if over else "it was resumed meanwhile"))
 
-    async def resume(self, any_id: str, *, reason: str) -> views.Resumed:
+    async def resume(self, any_id: str, caller: Caller, *, reason: str) -> views.Resumed:
         """Let it go on, or take back a pause that has not taken effect; on disk when this returns.
 
         Raises:
@@ -73,7 +74,7 @@ class Pausing:
             StoreUnavailable: a resume could not be written now; it stays paused.
         """
         self._store.journal.check_writable()
-        session, status = await self._meant(any_id)
+        session, status = await self._meant(any_id, caller)
         why = _why_not(status)
         if session is None or why is not None:
             return _not_resumed(session, status, why or _OVER)
@@ -96,8 +97,8 @@ class Pausing:
             already=status is not S.PAUSED and not pending,
         )
 
-    async def _meant(self, any_id: str) -> tuple[ExecutionSession | None, ExecutionStatus]:
-        found = await self._tasks.find(any_id)
+    async def _meant(self, any_id: str, caller: Caller) -> tuple[ExecutionSession | None, ExecutionStatus]:
+        found = await self._tasks.find(any_id, caller)
         session = meant(found, self._engine.run_of(found.record.task_id))
         if session is not None:
             return session, session.lifecycle.status

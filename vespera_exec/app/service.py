@@ -154,7 +154,7 @@ class Vespera(Answers):
             TaskNotFound: the id is unknown.
         """
         require(caller, "operate")
-        found = await self._tasks.find(any_id)
+        found = await self._tasks.find(any_id, caller)
         run = self._engine.run_of(found.record.task_id)
         session = meant(found, run)
         if session is None or session.lifecycle.status.is_terminal:
@@ -181,7 +181,7 @@ class Vespera(Answers):
             with anyio.move_on_after(wait_ms / 1000):
                 await run.done.wait()
         await self._cancel_kept(session.session_id)
-        found = self._written(await self._tasks.find(session.session_id))
+        found = self._written(await self._tasks.find(session.session_id, caller))
         life = found.life or session.lifecycle
         return views.Cancelled(
             success=True,
@@ -206,7 +206,7 @@ class Vespera(Answers):
             StoreUnavailable: a pause could not be written now.
         """
         require(caller, "operate")
-        return await self._pausing.pause(any_id, reason=reason, wait_ms=wait_ms)
+        return await self._pausing.pause(any_id, caller, reason=reason, wait_ms=wait_ms)
 
     async def resume(self, caller: Caller, any_id: str, *, reason: str = "User requested") -> views.Resumed:
         """Let a paused execution go on, or take back a pause that is pending; on disk when this returns.
@@ -216,7 +216,7 @@ class Vespera(Answers):
             StoreUnavailable: a resume could not be written now; it stays paused.
         """
         require(caller, "operate")
-        return await self._pausing.resume(any_id, reason=reason)
+        return await self._pausing.resume(any_id, caller, reason=reason)
 
     # of the process
 

@@ -109,7 +109,7 @@ class Starter:
             )
             task = self.new_task(caller, new, complete=True)
             return self._enqueue(task, role, dict(task.inputs), caller, request)
-        task = await self._tasks.get(request.task_id or "")
+        task = await self._tasks.get(request.task_id or "", caller)
         name = request.role or task.record.assigned_role
         if name is None:
             raise InvalidInput(f"task {task.id} has no role", hint="name one in `role`; list_roles shows what there is")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vespera_exec.engine.engine import Run
     from vespera_exec.model.clock import Clock
     from vespera_exec.model.lifecycle import Lifecycle
+    from vespera_exec.model.principal import Caller
     from vespera_exec.model.progress import Progress
     from vespera_exec.model.record import TaskRecord
     from vespera_exec.settings import Settings
@@ -90,25 +91,31 @@ class LiveTasks:
         """Those whose run is active."""
         return list(self._held.values())
 
-    async def get(self, any_id: str) -> Task:
+    async def get(self, any_id: str, caller: Caller) -> Task:
         """The live task of an id.
 
         Raises:
             TaskNotFound: nothing has this id.
         """
-        record = (await self.find(any_id)).record
+        record = (await self.find(any_id, caller)).record
         if (task := self._known.get(record.task_id)) is None:
             task = Task.restored(record, **self._options)
             self._known[record.task_id] = task
         return task
 
-    async def find(self, any_id: str) -> Found:
-        """What a task id, a session id or a unique prefix of either stands for.
+    async def find(self, any_id: str, caller: Caller) -> Found:
+        """What a task id, a session id or a unique prefix of either stands for, among what `caller` sees.
 
         Raises:
             TaskNotFound: nothing.
             InvalidInput: several things.
         """
+        found = await self._find(any_id, caller)
+        if not caller.sees(found.record.principal):
+            raise TaskNotFound(any_id[:_LONGEST_ID])
+        return found
+
+    async def _find(self, any_id: str, caller: Caller) -> Found:
         if task := self._known.get(any_id):
             return _live(task, None)
         if not any_id.isascii() or len(any_id) > _LONGEST_ID:
@@ -119,7 +126,7 @@ class LiveTasks:
                 return _live(task, any_id)
         known = await self._store.queries.get_known(any_id)
         if known is None:
-            any_id = await self._completed(any_id)
+            any_id = await self._completed(any_id, caller)
             known = await self._store.queries.get_known(any_id)
         if known is None:
             raise TaskNotFound(any_id)
@@ -133,14 +140,14 @@ class LiveTasks:
         life, progress = known.execution if known.execution is not None else (None, None)
         return Found(record, life, progress, None, execution_id is not None)
 
-    async def _completed(self, beginning: str) -> str:
+    async def _completed(self, beginning: str, caller: Caller) -> str:
         """The one id that begins so.
 
         Raises:
             TaskNotFound: there is none.
             InvalidInput: there are several.
         """
-        located = await self._store.queries.locate(beginning)
+        located = await self._store.queries.locate(beginning, principal=caller.sees_only)
         if located is None:
             raise TaskNotFound(beginning)
         task_id, execution_id = located

@@ -30,8 +30,14 @@ class Caller:
     principal: str = LOCAL
     scopes: frozenset[str] = frozenset({"read", "operate"})
     over_tcp: bool = False
+    sees_only: str | None = None
+    """Tasks of this principal are all there are for it; None: it sees every task of the data directory."""
     cwd: str | None = None
     env: Mapping[str, str] = field(default_factory=_no_env)
+
+    def sees(self, principal: str) -> bool:
+        """Whether a task of `principal` is there for this caller."""
+        return self.sees_only is None or self.sees_only == principal
 
     @property
     def is_local(self) -> bool:

@@ -192,10 +192,10 @@ class Queries:
         with self._decoding():
             return Known(TaskRecord.from_dict(orjson.loads(task)), _execution(row) if row[0] is not None else None)
 
-    async def locate(self, given: str) -> tuple[str, str | None] | None:
+    async def locate(self, given: str, *, principal: str | None = None) -> tuple[str, str | None] | None:
         """`(task_id, execution_id)` of an id or of its beginning (at least six characters); None when unknown.
 
-        `execution_id` is None where a task is meant.
+        `execution_id` is None where a task is meant. With `principal`, only that one's tasks are looked at.
 
         Raises:
             InvalidInput: more than one id begins so.
@@ -205,11 +205,12 @@ class Queries:
         sql = (
             "SELECT s.name, t.name FROM streams s JOIN streams t ON t.id = s.task WHERE {} AND "
             "(EXISTS (SELECT 1 FROM tasks WHERE id = s.id) OR EXISTS (SELECT 1 FROM executions WHERE id = s.id)) "
-            "LIMIT 3"
+            "AND (? IS NULL OR (SELECT principal FROM tasks WHERE id = s.task) = ?) LIMIT 3"
         )
-        rows = await self._rows(sql.format("s.name = ?"), given)
+        rows = await self._rows(sql.format("s.name = ?"), given, principal, principal)
         if not rows and len(given) >= PREFIX_LENGTH:
-            rows = await self._rows(sql.format("s.name >= ? AND s.name < ?"), given, given + "\U0010ffff")
+            end = given + "\U0010ffff"
+            rows = await self._rows(sql.format("s.name >= ? AND s.name < ?"), given, end, principal, principal)
         if len(rows) > 1:
             some = ", ".join(row[0] for row in rows[:2])
             raise InvalidInput(f"more than one id begins with {given!r}: {some}", hint="give more of it")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -18,6 +18,36 @@ Json = Any
 
 class Cancelled(Exception):
     """Raised by `Context.raise_if_cancelled`: the work was asked to stop."""
+
+
+class Unanswered(BaseException):
+    """Ends the callable, which is called again when its questions are answered. Let it through."""
+
+
+def is_unanswered(error: BaseException) -> bool:
+    """Whether it is `Unanswered`, or a group that has it in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(is_unanswered(each) for each in cast("BaseExceptionGroup[BaseException]", error).exceptions)
+    return isinstance(error, Unanswered)
+
+
+class Rejected(Exception):
+    """What needs an approval was asked under the same name as a form, and declined."""
+
+    failure_code = "APPROVAL_REJECTED"
+    recoverable = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To a question. `content` fits its form where `action` is "accept"; else it is None."""
+
+    action: str
+    content: Mapping[str, Json] | None = None
+
+    @property
+    def accepted(self) -> bool:
+        return self.action == "accept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +64,8 @@ class Context:
     """Handed to a callable. Every method may be called from any thread.
 
     `inputs` are validated and complete. `scratch` is a folder of its own, removed afterwards.
-    `last_checkpoint` is what an earlier attempt or owner gave to `checkpoint`, or None.
+    `last_checkpoint` is what an earlier attempt or owner gave to `checkpoint`, or None. `answers` are those to the
+    questions of this run so far, as `{key: {"action", "content"}}`; None where nobody can be asked.
     """
 
     def __init__(
@@ -47,6 +78,7 @@ class Context:
         execution_id: str = "",
         attempt: int = 1,
         last_checkpoint: Json = None,
+        answers: Mapping[str, Mapping[str, Json]] | None = None,
         passed: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.task = task
@@ -56,6 +88,7 @@ class Context:
         self.last_checkpoint = last_checkpoint
         self._emit = emit
         self._is_cancelled = is_cancelled
+        self._answers = answers
         self._passed = passed
 
     @property
@@ -131,6 +164,33 @@ class Context:
         }
         self._emit({key: value for key, value in given.items() if value or (value == 0 and value is not False)})
 
+    def ask(self, name: str, message: str, *, schema: Mapping[str, Json] | None = None) -> Answer:
+        """What somebody answered to the question `name` of this run; see `ask_all`."""
+        return self.ask_all({name: (message, schema)})[name]
+
+    def approve(self, name: str, message: str) -> None:
+        """Returns once somebody has approved; where it is rejected, the run ends and this is never called again.
+
+        Raises:
+            Unanswered: as `ask_all`.
+        """
+        self._ask({name: (message, None)}, "approval")
+        if not self._answered(name).accepted:
+            raise Rejected(f"not approved: {name}")
+
+    def ask_all(self, questions: Mapping[str, tuple[str, Mapping[str, Json] | None]]) -> dict[str, Answer]:
+        """The answers to several questions that are asked together, each a message and the schema of its form.
+
+        Not all answered yet: the callable ends here, and is called again from its beginning when they are; then this
+        returns at once. So save what should not be done twice in a checkpoint, or do it after the question.
+
+        Raises:
+            Unanswered: which ends the callable; it is no `Exception`.
+            ExecutionError: code NEEDS_ENGINE, in memory there is nobody to ask.
+        """
+        self._ask(questions, "form")
+        return {name: self._answered(name) for name in questions}
+
     def checkpoint(self, state: Json) -> None:
         """Record a JSON state that the work can go on from after a crash or a retry."""
         self._emit({"checkpoint": state})
@@ -138,3 +198,24 @@ class Context:
     def log(self, message: str, level: str = "info", details: Mapping[str, Json] | None = None) -> None:
         """A line in the execution's log; `level` is debug, info, warning or error."""
         self._emit({"log": message, "level": level} | ({"details": dict(details)} if details else {}))
+
+    def _ask(self, questions: Mapping[str, tuple[str, Mapping[str, Json] | None]], kind: str) -> None:
+        if self._answers is None:
+            from vespera_exec.errors import ExecutionError
+
+            raise ExecutionError(
+                "A question needs the engine, which keeps it until it is answered",
+                code="NEEDS_ENGINE",
+                recoverable=False,
+                hint="run it through the server",
+            )
+        unanswered = {name: asked for name, asked in questions.items() if name not in self._answers}
+        for name, (message, schema) in unanswered.items():
+            question = {"key": name, "kind": kind, "message": message}
+            self._emit({"ask": question | ({} if schema is None else {"schema": dict(schema)})})
+        if unanswered:
+            raise Unanswered
+
+    def _answered(self, name: str) -> Answer:
+        given = (self._answers or {})[name]
+        return Answer(given["action"], given.get("content"))

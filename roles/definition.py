@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")
 
-Runner = Literal["python", "process"]
+Runner = Literal["python", "process", "external"]
 ProgressCallback = Callable[..., None]
 
 
@@ -101,10 +101,16 @@ class Role:
     grace_seconds: float = 3.0
     retry: RetryPolicy = RetryPolicy()
     on_interrupt: Literal["fail", "resume"] = "fail"
+    approval: str | bool = False
+    """What is asked before its work begins, once in each run; True asks in our words. Rejected, the run ends."""
     permissions: Permissions = Permissions()
     reads_paths: bool = True
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     stdin: Literal["none", "task"] = "none"
+    workers: tuple[str, ...] = ()
+    """Of runner external: the principals that may claim its tasks; none means every worker."""
+    lease_seconds: float = 0.0
+    """Of runner external: how long a worker keeps a task without a report; 0 means the setting."""
     source: str = "program"
     """Where it was defined: "builtin", "program", or the name of the file."""
     fn: Callable[..., Any] | None = field(default=None, compare=False)
@@ -196,6 +202,12 @@ class Role:
             return True
         return bool(self.permissions.scopes) and caller.scopes.issuperset(self.permissions.scopes)
 
+    def admits(self, worker: Caller) -> bool:
+        """Whether `worker` may claim its tasks."""
+        if self.runner != "external" or not self.workers:
+            return self.runner == "external"
+        return worker.principal in self.workers and (worker.is_local or worker.principal != LOCAL)
+
     def input_schema(self) -> dict[str, Json]:
         """What it takes, as JSON Schema."""
         if self.inputs is None:
@@ -219,7 +231,7 @@ class Role:
         """
         if self.runner != "python" or (self.fn is None and self.target is None):
             raise ExecutionError(
-                f"Role {self.name} starts a process, which needs the engine",
+                f"Role {self.name} is done by a process or a worker, which needs the engine",
                 code="NEEDS_ENGINE",
                 recoverable=False,
                 hint="run it through the server, or hand the executor a Work",

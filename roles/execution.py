@@ -25,7 +25,7 @@ from roles.context import Cancelled, Context, TaskInfo
 from roles.definition import ProgressCallback, Role, TaskLike
 from roles.reports import Intake
 from roles.runners import process, python
-from vespera_exec.engine.work import Tracking, Work, WorkResult
+from vespera_exec.engine.work import InputNeeded, Tracking, Work, WorkResult
 from vespera_exec.errors import (
     CancellationException,
     ExecutionError,
@@ -38,6 +38,7 @@ from vespera_exec.errors import (
 from vespera_exec.model.cancellation import CancellationToken
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
 from vespera_exec.model.events import ExecutionEvent, Json
+from vespera_exec.model.inputs import MAX_MESSAGE_CHARACTERS, Question
 from vespera_exec.model.principal import Caller
 from vespera_exec.model.progress import ProgressReport
 
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from vespera_exec.model.task import Task
 
 CLEANUP_SECONDS: Final = 2.0
+APPROVAL: Final = "approval"
+"""The key of the question that a role's `approval` asks."""
 
 ExecutionResult = WorkResult
 
@@ -140,6 +143,7 @@ class RoleExecutor:
             tracking.enter_phase(ExecutionPhase.INITIALIZATION, f"Role {role.name}, attempt {work.attempt}")
             token.throw_if_cancelled()
             await self._validate(work, role)
+            _check_approved(work, role)
             token.throw_if_cancelled()
             tracking.enter_phase(ExecutionPhase.SETUP, "Setting up execution environment")
             made = await self._set_up(work, role)
@@ -206,6 +210,16 @@ class RoleExecutor:
 _RUNNERS: Final = {"python": python.run, "process": process.run}
 
 
+def _check_approved(work: Work, role: Role) -> None:
+    """
+    Raises:
+        InputNeeded: the role wants an approval first, and nobody has given it yet.
+    """
+    if role.approval and APPROVAL not in work.answers:
+        asked = f"Role {role.name} is to work on: {work.title}" if role.approval is True else role.approval
+        raise InputNeeded([Question.made(APPROVAL, asked[:MAX_MESSAGE_CHARACTERS], kind="approval")])
+
+
 class _InMemory:
     """One execution of a task that has no engine: the session is driven and concluded here."""
 
@@ -247,6 +261,8 @@ class _InMemory:
             checked = await self._executor.validate_task_for_role(seen, self._role)
             if not checked.valid:
                 raise ExecutionError(checked.error or "The task does not fit the role", code=checked.code)
+            if isinstance(self._role, Role) and self._role.approval:
+                raise ExecutionError("An approval needs the engine", code="NEEDS_ENGINE", recoverable=False)
             self._tracking.milestone(10, "Validating task requirements")
             self._enter(ExecutionPhase.SETUP, "Setting up execution environment")
             made = await self._executor.setup_execution_environment(seen, self._role)

@@ -5,6 +5,7 @@
     {"bytes": 1048576, "total": 4194304}              bytes
     {"message": "linking"}                            a new message, the value stays
     {"checkpoint": ...} {"log": "text", "level": "info"} {"result": ...} {"error": {"code", "message", "recoverable"}}
+    {"ask": {"key": "name", "message": "Who?", "schema": ..., "kind": "form"}}    a question, see docs/roles.md
 
 `message`, `details`, `metric`, `type` and `reset` go with any report. One line may carry several of these.
 Where a text is expected, only a string will do.
@@ -20,17 +21,18 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from roles.coalescing import INTERVAL_SECONDS, Coalescer
 from roles.losses import Losses
-from vespera_exec.engine.work import MAX_REPORT_BYTES
-from vespera_exec.errors import CancellationException, InvalidInput, InvalidProgress, VesperaError
+from vespera_exec.engine.work import MAX_REPORT_BYTES, InputNeeded
+from vespera_exec.errors import CancellationException, ExecutionError, InvalidInput, InvalidProgress, VesperaError
 from vespera_exec.model.enums import MessageLevel, ProgressType
 from vespera_exec.model.events import Json, mapping
+from vespera_exec.model.inputs import Question
 from vespera_exec.model.jsonable import parsed_json
 from vespera_exec.model.progress import ProgressReport
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from vespera_exec.engine.work import Tracking
+    from vespera_exec.engine.work import Tracking, Work
 
 MESSAGE_CHARACTERS: Final = 2000
 _log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ RESULT_CHARACTERS: Final = 16 * 1024 * 1024
 _KNOWN: Final = frozenset(
     {
         "progress", "done", "total", "bytes", "unit", "message", "details", "metric", "type", "reset",
-        "checkpoint", "log", "level", "result", "result_part", "result_end", "error", "cancelled",
+        "checkpoint", "log", "level", "result", "result_part", "result_end", "error", "cancelled", "ask",
     }
 )  # fmt: skip
 
@@ -62,6 +64,8 @@ class Report:
     result_end: dict[str, Json] | None = None
     error: dict[str, Json] | None = None
     cancelled: bool = False
+    question: Question | None = None
+    bad_question: str | None = None
     problem: str | None = None
     lost: str | None = None
 
@@ -95,6 +99,7 @@ def read_report(message: dict[str, Json]) -> Report:
         part = _text(message, "result_part")
     except (InvalidProgress, ValueError) as error:
         return Report(problem=_clean(str(error))[:200])
+    question, bad_question = _question(message["ask"]) if "ask" in message else (None, None)
     return Report(
         progress=progress,
         checkpoint=Held(message["checkpoint"]) if "checkpoint" in message else None,
@@ -104,6 +109,8 @@ def read_report(message: dict[str, Json]) -> Report:
         result_end=mapping(message["result_end"]) if "result_end" in message else None,
         error=_error(message["error"]) if "error" in message else None,
         cancelled=message.get("cancelled") is True,
+        question=question,
+        bad_question=bad_question,
     )
 
 
@@ -119,10 +126,15 @@ class Intake:
     tracking: Tracking
     interval: float = INTERVAL_SECONDS
     problems: int = 0
+    last_problem: str = ""
     result: Held | None = None
     about: dict[str, Json] = field(default_factory=dict[str, Json])
     error: dict[str, Json] | None = None
     cancelled: bool = False
+    asked: dict[str, Question] = field(default_factory=dict[str, Question])
+    """By key, the first of each. They count when the child has ended: see `check_answered`."""
+    bad_question: str | None = None
+    """Why one of them cannot be asked."""
     _parts: list[str] = field(default_factory=list[str])
     _size: int = 0
     _progress: Coalescer = field(init=False)
@@ -199,6 +211,7 @@ class Intake:
     def problem(self, what: str) -> None:
         """Count it, and log the first. Never raises."""
         self.problems += 1
+        self.last_problem = what
         if self.problems == 1:
             try:
                 self.tracking.log(MessageLevel.WARNING, f"A progress report was not understood: {what}")
@@ -230,6 +243,41 @@ class Intake:
         if report.error is not None:
             self.error = report.error
         self.cancelled = self.cancelled or report.cancelled
+        if report.question is not None:
+            self.asked.setdefault(report.question.key, report.question)
+        self.bad_question = self.bad_question or report.bad_question
+
+
+def check_answered(work: Work, intake: Intake) -> None:
+    """Whatever else the work said, and however it ended: a question of it that nobody has answered comes first.
+
+    Raises:
+        InputNeeded: with those questions.
+        ExecutionError: code BAD_QUESTION, one cannot be asked.
+    """
+    if intake.bad_question is not None:
+        raise ExecutionError(intake.bad_question, code="BAD_QUESTION", recoverable=False)
+    if waiting := [each for key, each in intake.asked.items() if key not in work.answers]:
+        raise InputNeeded(waiting)
+
+
+def told_answers(work: Work) -> dict[str, Json]:
+    """`{key: {"action", "content"}}`, as the work is told."""
+    return {
+        key: {"action": each.action, "content": None if each.content is None else dict(each.content)}
+        for key, each in work.answers.items()
+    }
+
+
+def _question(given: Json) -> tuple[Question | None, str | None]:
+    """The question, or why it is none."""
+    asked = mapping(given)
+    try:
+        return Question.made(
+            asked.get("key"), asked.get("message"), kind=asked.get("kind", "form"), schema=asked.get("schema")
+        ), None
+    except InvalidInput as error:
+        return None, error.message
 
 
 def _progress(message: dict[str, Json]) -> ProgressReport | None:
@@ -284,6 +332,7 @@ def _error(given: Json) -> dict[str, Json]:
         "message": _clean(_told(given if message is None else message))[:MESSAGE_CHARACTERS],
         "traceback": _clean(trace)[-16_384:] if isinstance(trace, str) else "",
         "recoverable": error.get("recoverable") is not False,
+        **({"context": context} if (context := mapping(error.get("context"))) else {}),
     }
 
 

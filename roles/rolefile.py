@@ -14,6 +14,7 @@ from roles.definition import NAME, PatternSpec, Permissions, RetryPolicy, Role
 from roles.inputs import InputSpec, near
 from roles.regex import compile_bounded
 from vespera_exec.errors import InvalidRoleFile
+from vespera_exec.model.inputs import MAX_MESSAGE_CHARACTERS
 from vespera_exec.model.principal import LOCAL
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\
 _KEYS: Final = (
     "name", "description", "runner", "target", "argv", "inputs", "progress", "timeout_seconds",
     "wait_timeout_seconds", "grace_seconds", "retry", "on_interrupt", "permissions", "reads_paths", "env", "stdin",
+    "workers", "lease_seconds", "approval",
 )  # fmt: skip
+_NOT_EXTERNAL: Final = ("target", "argv", "progress", "on_interrupt", "env", "stdin")
+_ONLY_EXTERNAL: Final = ("workers", "lease_seconds")
 _BUILTIN_KEYS: Final = (*_KEYS, "argv_input")
 _DAY: Final = 86_400.0
 
@@ -172,7 +176,8 @@ class _RoleReader:
     def read(self) -> Role:
         self._only((), self._root, _BUILTIN_KEYS if self._builtin else _KEYS)
         name = self._name()
-        runner = self._choice((), "runner", ("python", "process"), "python")
+        runner = self._choice((), "runner", ("python", "process", "external"), "python")
+        self._fitting(runner)
         specs = self._inputs()
         argv_input = self._text((), "argv_input") or None
         patterns, own = self._progress()
@@ -190,11 +195,14 @@ class _RoleReader:
             wait_timeout_seconds=self._seconds("wait_timeout_seconds", 0.0, 365 * _DAY),
             grace_seconds=self._seconds("grace_seconds", 3.0, 4.0),
             retry=self._retry(),
+            approval=self._approval(),
             on_interrupt=self._choice((), "on_interrupt", ("fail", "resume"), "fail"),
             permissions=self._permissions(runner),
             reads_paths=self._flag("reads_paths", default=True),
             env=MappingProxyType(self._env()),
             stdin=self._choice((), "stdin", ("none", "task"), "none"),
+            workers=self._workers(),
+            lease_seconds=self._seconds("lease_seconds", 0.0, _DAY),
             source="builtin" if self._builtin else self._document.file,
         )
 
@@ -206,6 +214,24 @@ class _RoleReader:
         if name != stem:
             self._fail(("name",), f"the role is named {name!r}, its file {stem!r}; they must be the same")
         return name
+
+    def _fitting(self, runner: str) -> None:
+        external = runner == "external"
+        for key in _NOT_EXTERNAL if external else _ONLY_EXTERNAL:
+            if key in self._root:
+                why = "its work is done elsewhere" if external else "it is for `runner: external`"
+                self._fail((key,), f"a role with `runner: {runner}` takes no `{key}`: {why}")
+
+    def _approval(self) -> str | bool:
+        raw = self._root.get("approval", False)
+        if isinstance(raw, bool) or (isinstance(raw, str) and 0 < len(raw) <= MAX_MESSAGE_CHARACTERS):
+            return raw
+        self._fail(("approval",), f"approval is true, or a text of at most {MAX_MESSAGE_CHARACTERS} characters")
+
+    def _workers(self) -> tuple[str, ...]:
+        raw = self._mapping("workers")
+        self._only(("workers",), raw, ("principals",))
+        return self._words(("workers",), raw, "principals", ())
 
     def _target(self, runner: str) -> str | None:
         target = self._text((), "target") or None
@@ -229,6 +255,8 @@ class _RoleReader:
                 return
 
     def _argv(self, runner: str, specs: Mapping[str, InputSpec]) -> tuple[str, ...]:
+        if runner == "external":
+            return ()
         if runner == "python":
             if "argv" in self._root:
                 self._fail(("argv",), "a python role has a `target`, not an `argv`")

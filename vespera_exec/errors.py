@@ -6,6 +6,7 @@
     │   └── InvalidRoleFile          INVALID_ROLE_FILE     names the file and the line
     ├── NotFound                     NOT_FOUND
     │   ├── TaskNotFound             TASK_NOT_FOUND
+    │   │   └── RunExpired           RUN_EXPIRED           it ended longer ago than handles are kept
     │   ├── ExecutionNotFound        EXECUTION_NOT_FOUND
     │   └── RoleNotFound             ROLE_NOT_FOUND
     ├── Conflict                     CONFLICT              the request does not fit the present state
@@ -13,8 +14,10 @@
     │   ├── AlreadyExecuting         ALREADY_EXECUTING
     │   ├── NotExecuting             NOT_EXECUTING
     │   ├── PauseUnsupported         PAUSE_UNSUPPORTED     this system cannot stop what runs
+    │   ├── LeaseLost                LEASE_LOST            the worker no longer has this execution
     │   └── Fenced                   FENCED                somebody else owns this execution now
     ├── PermissionDenied             PERMISSION_DENIED
+    ├── Unauthenticated              UNAUTHENTICATED       no token was shown, or none that is valid
     ├── ExecutionError               EXECUTION_FAILED      the work itself failed (any code)
     ├── StoreError                   STORE_ERROR
     │   ├── StoreUnavailable         STORE_UNAVAILABLE     cannot be opened or written (permissions, disk full)
@@ -77,6 +80,15 @@ class TaskNotFound(NotFound):
         self.task_id = task_id
 
 
+class RunExpired(TaskNotFound):
+    code = "RUN_EXPIRED"
+    default_hint = "list_tasks shows what is still kept of it"
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.message = f"The run has expired: {run_id}"
+
+
 class ExecutionNotFound(NotFound):
     code = "EXECUTION_NOT_FOUND"
     default_hint = "the task's status names its sessions"
@@ -132,12 +144,24 @@ class PauseUnsupported(Conflict):
     default_hint = "let it run, or cancel it"
 
 
+class LeaseLost(Conflict):
+    code = "LEASE_LOST"
+    default_hint = "stop working on it; claim_task gives you another"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"The lease of session {session_id[:100]} is not yours, or has ended")
+
+
 class Fenced(Conflict):
     code = "FENCED"
 
 
 class PermissionDenied(VesperaError):
     code = "PERMISSION_DENIED"
+
+
+class Unauthenticated(VesperaError):
+    code = "UNAUTHENTICATED"
 
 
 class ExecutionError(VesperaError):

@@ -9,13 +9,15 @@ import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vespera_exec import paths
 from vespera_exec.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+TOOLSETS: Final = ("core", "worker", "operations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class Settings:
     sample_seconds: float = 1.0  # 0: no usage sampling
     progress_interval_ms: int = 20
     cancelled_task_status: str = "cancelled"  # or "todo"
+    worker_lease_seconds: float = 60.0
     # doors
     tcp: bool = True
     tcp_host: str = "127.0.0.1"
@@ -41,6 +44,9 @@ class Settings:
     body_limit_bytes: int = 4 * 1024 * 1024
     idle_exit_seconds: float = 900.0  # 0: never
     log_level: str = "info"
+    mcp_task_ttl_seconds: float = 0.0  # 0: a task handle answers as long as its run is kept
+    mcp_poll_interval_ms: int = 1000
+    toolsets: str = "core"  # of `TOOLSETS`, with commas between
     # sizes
     title_limit: int = 500
     description_limit: int = 100_000
@@ -73,6 +79,11 @@ class Settings:
         return loaded
 
     @property
+    def shown_toolsets(self) -> frozenset[str]:
+        """The MCP toolsets that are wanted."""
+        return frozenset(name.strip() for name in self.toolsets.split(","))
+
+    @property
     def database(self) -> Path:
         return self.data_dir / paths.DATABASE
 
@@ -94,17 +105,32 @@ def _parse(name: str, kind: str, raw: str) -> Any:
         raise InvalidInput(f"VESPERA_{name.upper()}={raw!r} is not a {kind}") from None
 
 
+_AT_LEAST_ONE = (
+    "max_concurrent",
+    "max_queued",
+    "title_limit",
+    "output_limit_bytes",
+    "body_limit_bytes",
+    "mcp_poll_interval_ms",
+)
+
+
 def _check(settings: Settings) -> None:
     for field in fields(settings):
         value = getattr(settings, field.name)
         if isinstance(value, int | float) and not 0 <= value < math.inf:
             raise InvalidInput(f"VESPERA_{field.name.upper()} must be a number from 0 on, not {value}")
-    for name in ("max_concurrent", "max_queued", "title_limit", "output_limit_bytes", "body_limit_bytes"):
+    for name in _AT_LEAST_ONE:
         if getattr(settings, name) < 1:
             raise InvalidInput(f"VESPERA_{name.upper()} must be at least 1")
     if settings.tcp_port > 65535:
         raise InvalidInput("VESPERA_TCP_PORT must be between 0 and 65535")
     if settings.cancelled_task_status not in ("cancelled", "todo"):
         raise InvalidInput("VESPERA_CANCELLED_TASK_STATUS is 'cancelled' or 'todo'")
+    if unknown := settings.shown_toolsets.difference(TOOLSETS):
+        named = ", ".join(sorted(map(repr, unknown)))
+        raise InvalidInput(f"VESPERA_TOOLSETS names {named}; the toolsets are {', '.join(TOOLSETS)}")
+    if settings.worker_lease_seconds < 1:
+        raise InvalidInput("VESPERA_WORKER_LEASE_SECONDS must be at least 1")
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise InvalidInput("VESPERA_LOG_LEVEL is debug, info, warning or error")

@@ -99,7 +99,7 @@ def main() -> int:
 
 def _call(request: dict[str, Any], reports: Reports, cancelled: threading.Event) -> Any:
     _find_packages(request.get("python_path"))
-    from roles.context import Cancelled, Context, TaskInfo
+    from roles.context import Cancelled, Context, TaskInfo, Unanswered, is_unanswered
     from roles.runners import call
 
     told = request["task"]
@@ -112,6 +112,7 @@ def _call(request: dict[str, Any], reports: Reports, cancelled: threading.Event)
         execution_id=request["execution_id"],
         attempt=request["attempt"],
         last_checkpoint=request["checkpoint"],
+        answers=request["answers"],
     )
     fn = call.resolve(request["target"], request.get("python_path"))
     try:
@@ -119,6 +120,10 @@ def _call(request: dict[str, Any], reports: Reports, cancelled: threading.Event)
         return _run_async(value, cancelled) if hasattr(value, "__await__") else value
     except Cancelled:
         raise KeyboardInterrupt from None
+    except (Unanswered, BaseExceptionGroup) as ended:
+        if is_unanswered(ended):
+            return None  # what it asked has been reported
+        raise
 
 
 def _run_async(awaitable: Any, cancelled: threading.Event) -> Any:
@@ -171,7 +176,17 @@ def _failure(error: BaseException) -> dict[str, Any]:
         "message": message[:4096],
         "traceback": text[-TRACEBACK_CHARACTERS:],
         "recoverable": getattr(error, "recoverable", True) is not False,
+        **_context(error),
     }
+
+
+def _context(error: BaseException) -> dict[str, Any]:
+    """The `context` of an `ExecutionError`, where it has one that is JSON."""
+    try:
+        context = json.loads(json.dumps(getattr(error, "context", None)))
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return {"context": context} if context and isinstance(context, dict) else {}
 
 
 def _own_frames_left_out(error: BaseException) -> Any:

@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 
 from roles.patterns import PatternReader
-from roles.reports import Intake
+from roles.reports import Intake, check_answered, told_answers
 from roles.rolefile import PIECES
 from vespera_exec.engine.work import ProcessExit, ProcessSpec, Work, WorkResult
 from vespera_exec.errors import ExecutionError
@@ -39,6 +39,7 @@ async def run(role: Role, work: Work) -> WorkResult:
     Raises:
         ExecutionError: BAD_ARGUMENT, WORKER_DIED, or what the launcher says of a program that cannot be started.
         CancellationException: it was asked to stop, and is gone.
+        InputNeeded: it asked what nobody has answered yet.
     """
     task = await anyio.to_thread.run_sync(write_task, work)
     intake = Intake(work.tracking)
@@ -61,6 +62,7 @@ async def run(role: Role, work: Work) -> WorkResult:
         ended = await process.wait()
         output.finish()
     stop_if_cancelled(work, ended)
+    check_answered(work, intake)
     shown: dict[str, Json] = {"returncode": ended.returncode, "output_tail": output.tail()}
     if intake.result is not None:
         shown["result"] = intake.result.value
@@ -123,6 +125,7 @@ def write_task(work: Work) -> bytes:
         "description": work.description,
         "inputs": dict(work.inputs),
         "checkpoint": work.checkpoint,
+        "answers": told_answers(work),
     }
     data = json.dumps(task).encode()
     descriptor = os.open(work.scratch / TASK_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

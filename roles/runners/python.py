@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
-from roles.context import Cancelled, Context, TaskInfo
-from roles.reports import Intake
+from roles.context import Cancelled, Context, TaskInfo, Unanswered, is_unanswered
+from roles.reports import Intake, check_answered, told_answers
 from roles.runners import call
 from roles.runners.process import environment, exit_warnings, how_it_ended, stop_if_cancelled, working_directory
 from vespera_exec.engine.work import ProcessSpec, Work, WorkResult
 from vespera_exec.errors import CancellationException, ExecutionError
+from vespera_exec.model.events import mapping
 from vespera_exec.model.jsonable import parsed_json
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ async def _run_in_child(role: Role, work: Work) -> WorkResult:
         )
         ended = await process.wait()
     stop_if_cancelled(work, ended)
+    check_answered(work, intake)
     if intake.cancelled:  # SIGINT from elsewhere: somebody's Ctrl-C, or the callable's own
         raise ExecutionError("The worker process was interrupted, though nobody cancelled it", code="WORKER_DIED")
     warnings = exit_warnings(ended, intake)
@@ -82,6 +84,7 @@ async def _run_in_loop(role: Role, work: Work) -> WorkResult:
         execution_id=work.execution_id,
         attempt=work.attempt,
         last_checkpoint=work.checkpoint,
+        answers=told_answers(work),
         passed=work.gate.passed,
     )
     try:
@@ -89,22 +92,36 @@ async def _run_in_loop(role: Role, work: Work) -> WorkResult:
             value = await role.fn(*call.arguments(role.fn, context.task, context, context.progress))
     except Cancelled:
         raise CancellationException(work.token.cancellation_reason) from None
+    except (Unanswered, BaseExceptionGroup) as ended:
+        if not is_unanswered(ended):
+            work.token.throw_if_cancelled()
+            if isinstance(ended, ExceptionGroup):
+                return _failed_with(cast("ExceptionGroup[Exception]", ended))
+            raise
+        value = None  # what it asked has been reported
     # The boundary of the callable: whatever it raised is its outcome, and is recorded.
     except Exception as error:
         work.token.throw_if_cancelled()
         if isinstance(error, CancellationException):
             raise
-        code = getattr(error, "failure_code", None) or type(error).__name__
-        recoverable = getattr(error, "recoverable", True) is not False
-        said = {"code": code, "message": str(error) or type(error).__name__, "recoverable": recoverable}
-        return _failed(said, None, ())
+        check_answered(work, intake)
+        return _failed_with(error)
     work.token.throw_if_cancelled()
+    check_answered(work, intake)
     if isinstance(value, WorkResult):
         return value
     try:
         return WorkResult(output=_copied(value))
     except (TypeError, ValueError, RecursionError) as error:
         return _failed({"code": "RESULT_NOT_JSON", "message": f"the result is no JSON: {error}"}, None, ())
+
+
+def _failed_with(error: Exception) -> WorkResult:
+    code = getattr(error, "failure_code", None) or type(error).__name__
+    recoverable = getattr(error, "recoverable", True) is not False
+    context = error.context if isinstance(error, ExecutionError) else None
+    message = str(error) or type(error).__name__
+    return _failed({"code": code, "message": message, "recoverable": recoverable, "context": context}, None, ())
 
 
 def _request(role: Role, work: Work) -> bytes:
@@ -114,6 +131,7 @@ def _request(role: Role, work: Work) -> bytes:
         "task": {"task_id": work.task_id, "title": work.title, "description": work.description},
         "inputs": dict(work.inputs),
         "checkpoint": work.checkpoint,
+        "answers": told_answers(work),
         "scratch": str(work.scratch),
         "execution_id": work.execution_id,
         "attempt": work.attempt,
@@ -129,6 +147,7 @@ def _failed(error: dict[str, Json], returncode: int | None, warnings: tuple[str,
         error=str(error["message"]),
         error_code=str(error["code"]),
         recoverable=error.get("recoverable") is not False,
+        error_context=mapping(error.get("context")),
         returncode=returncode,
         warnings=warnings,
     )

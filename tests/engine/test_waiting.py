@@ -49,7 +49,7 @@ async def test_what_is_paused_in_the_queue_does_not_wait_for_its_turn(data_dir: 
         await lasting(0.3)
         assert run.session.status is S.PAUSED
         run.session.resume("Go on", queued=True)
-        here.engine.resumed(run.session)
+        here.engine.unpark(run.session)
         let.set()
         assert (await here.ended(run)).status is S.COMPLETED
 
@@ -63,7 +63,7 @@ async def test_what_is_resumed_may_wait_as_long_as_any_other(data_dir: Path) -> 
         pause(run.session)
         await lasting(0.35)
         run.session.resume("Go on", queued=True)
-        here.engine.resumed(run.session)
+        here.engine.unpark(run.session)
         await lasting(0.3)
         assert run.session.status is S.PREPARING
         assert (await here.ended(run)).status is S.TIMED_OUT
@@ -78,7 +78,7 @@ async def test_the_wait_after_a_resume_is_time_in_the_queue_and_not_at_work(data
         run = await recovering(here, timeout_seconds=0.2)
         pause(run.session)
         run.session.resume("Go on", queued=True)
-        here.engine.resumed(run.session)
+        here.engine.unpark(run.session)
         await lasting(0.3)
         let.set()
         life = await here.ended(run)

@@ -12,6 +12,7 @@ from model_harness import HandClock, KeptLog
 from vespera_exec.errors import Conflict, InvalidInput
 from vespera_exec.model import transitions
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel, ProgressType, TaskStatus
+from vespera_exec.model.inputs import Answer, Question
 from vespera_exec.model.progress import ProgressReport
 from vespera_exec.model.replay import replayed, replayed_task
 from vespera_exec.model.session import ExecutionSession
@@ -37,6 +38,9 @@ _numbers = st.one_of(
     st.sampled_from([-1.0, 101.0, float("nan"), float("inf"), 1e308, True]),
 )
 _ways = st.sampled_from(["complete", "fail", "time_out", "cancel", "end_cancelled", "pause", "resume", "recover"])
+_keys = st.sampled_from(["a", "b", "c"])
+_actions = st.sampled_from(["accept", "accept", "decline", "cancel"])
+_FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}
 _totals = st.sampled_from([None, None, None, 100.0, 250.0, 0.0, -3.0])
 
 
@@ -179,6 +183,7 @@ class Lives(RuleBasedStateMachine):
                     lambda: session.note(MessageLevel.WARNING, "w", {"at": self.hand.now()}),
                     lambda: session.emit_status_event("system_alert", "a"),
                     lambda: session.emit_status_event("status_change", "a"),
+                    lambda: session.emit_status_event("approval_requested", "a", {"key": "a"}),
                     lambda: session.record_checkpoint({"n": [1]}),
                     lambda: session.record_checkpoint(object()),
                     lambda: session.change_owner("other"),
@@ -207,6 +212,38 @@ class Lives(RuleBasedStateMachine):
             "recover": lambda: session.recover("fault"),
         }
         self._tried(calls[how])
+
+    @rule(which=_which, keys=st.lists(_keys, max_size=3), kind=st.sampled_from(["form", "form", "approval"]))
+    def ask(self, which: int, keys: list[str], kind: Any) -> None:
+        session = self._session(which)
+        if session is None:
+            return
+        known = {each.key: each.answer for each in session.lifecycle.inputs}
+        questions = [Question.made(key, f"{key}?", kind=kind, schema=_FORM) for key in keys]
+        accepted = self._tried(lambda: session.ask(questions))
+        if accepted and any(known.get(key) is None for key in keys):
+            assert session.lifecycle.status is S.PAUSED
+            assert session.lifecycle.is_parked
+        assert {key: known[key] for key in known} == {
+            each.key: each.answer for each in session.lifecycle.inputs if each.key in known
+        }
+
+    @rule(which=_which, keys=st.sets(_keys), action=_actions, content=st.sampled_from([{}, {"n": 1}, {"n": "1"}]))
+    def answer(self, which: int, keys: set[str], action: Any, content: dict[str, Any]) -> None:
+        session = self._session(which)
+        if session is None:
+            return
+        before = {each.key: each.answer for each in session.lifecycle.inputs}
+        waiting = {each.key for each in session.lifecycle.open_inputs}
+        fits = content != {"n": "1"} or action != "accept" or not keys & waiting
+        given = {key: Answer(action=action, content=content) for key in keys}
+        assert self._tried(lambda: session.answer(given, by="somebody")) is fits
+        for each in session.lifecycle.inputs:
+            if fits and each.key in keys & waiting:
+                assert each.answer is not None
+                assert (each.answer.action, each.answer.at) == (action, self.hand.now())
+            else:
+                assert each.answer == before[each.key]
 
     @rule(which=_which, success=st.booleans())
     def conclude(self, which: int, success: bool) -> None:
@@ -270,7 +307,8 @@ class Lives(RuleBasedStateMachine):
             task.execution.adopt(again)
             # What was at work after the last event is not known to the next owner; all before it is.
             silent = (self.hand.now() - session.progress.updated_at).total_seconds()
-            known = session.elapsed_seconds - (silent if session.status in _AT_WORK else 0.0)
+            works = session.status in _AT_WORK and not session.lifecycle.is_parked
+            known = session.elapsed_seconds - (silent if works else 0.0)
             assert abs(again.elapsed_seconds - known) < 1e-4
             self.elapsed[name] = again.elapsed_seconds
             self.sessions[self.sessions.index(session)] = again

@@ -14,6 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from vespera_exec.errors import InvalidProgress, InvalidTransitionError, VesperaError
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel
+from vespera_exec.model.inputs import Answer, Question
 from vespera_exec.model.ledger import ResultRecord
 from vespera_exec.model.progress import ProgressReport
 from vespera_exec.model.record import TaskRecord
@@ -114,6 +115,19 @@ class Histories(RuleBasedStateMachine):
         if session := self.session(task):
             session.record_checkpoint({"at": [1, 2.5, None]})
 
+    @rule(task=tasks, keys=st.sets(st.sampled_from("abc"), min_size=1), message=TEXT)
+    def ask(self, task: str, keys: set[str], message: str) -> None:
+        if session := self.session(task):
+            try:
+                session.ask([Question.made(key, message or "?") for key in sorted(keys)])
+            except InvalidTransitionError:
+                return
+
+    @rule(task=tasks, key=st.sampled_from("abc"))
+    def answer(self, task: str, key: str) -> None:
+        if session := self.session(task):
+            session.answer({key: Answer(action="accept")}, by="somebody")
+
     @rule(task=tasks)
     def retry(self, task: str) -> None:
         session = self.session(task)
@@ -168,6 +182,13 @@ class Histories(RuleBasedStateMachine):
                 assert stored is not None
                 assert stored[0].status is session.lifecycle.status
                 assert stored[1] == session.progress
+        listed, _ = self.portal.call(lambda: self.queries.open_inputs(limit=1000))
+        for task in self.made.values():
+            session = task.execution.current_session
+            waiting = session.lifecycle.open_inputs if session is not None else ()
+            assert tuple(each.question for each in listed if each.task_id == task.id) == tuple(
+                sorted(waiting, key=lambda each: (each.asked_at, each.key))
+            )
 
 
 Histories.TestCase.settings = settings(

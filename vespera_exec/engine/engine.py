@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Protocol, Self
 import anyio
 import orjson
 
+from vespera_exec.engine.claims import ClaimQueue
 from vespera_exec.engine.queue import WaitingQueue
 from vespera_exec.engine.running import Job, Outcome, OutputSink, RunningExecution
-from vespera_exec.errors import CancellationException, ExecutionError, StoreUnavailable, VesperaError
+from vespera_exec.engine.work import InputNeeded, Parked, WorkerNeeded
+from vespera_exec.errors import CancellationException, ExecutionError, InvalidInput, StoreUnavailable, VesperaError
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel, ResourceType
 from vespera_exec.model.ledger import ResultRecord, Sink
+from vespera_exec.model.transitions import AT_WORK
 from vespera_exec.store.writer import Sample as StoredSample
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -39,8 +42,8 @@ _log = logging.getLogger(__name__)
 
 S = ExecutionStatus
 
-_STARTABLE = (S.PENDING, S.RECOVERING, S.PREPARING)
-"""The last is of one that was paused without a slot, and resumed."""
+_STARTABLE = (S.PENDING, S.RECOVERING, *AT_WORK)
+"""The last are of one that was paused without a slot, and resumed."""
 _BEGUN = 1_000_000
 _REMOVING_SECONDS = 2.0
 _ANNOUNCING_SECONDS = 0.5
@@ -153,11 +156,16 @@ class Engine:
         self._on_done = on_done
         self._queue: WaitingQueue[Job] = WaitingQueue()
         self._waiting: dict[str, Job] = {}
-        """All that have no slot: in the queue, or paused."""
+        """All that have no slot: in the queue, parked, or paused."""
+        self._parked: set[str] = set()
+        """Those of them that wait for something, and whose PAUSED is that wait."""
         self._deadlines: WaitingQueue[Job] = WaitingQueue()
-        """Those in the queue whose role limits the wait; each until then."""
+        """Those in the queue, or parked, whose role limits the wait; each until then."""
         self._withdrawn: deque[str] = deque()
+        self._claims = ClaimQueue()
         self._slots: dict[str, RunningExecution] = {}
+        self._elsewhere: dict[str, RunningExecution] = {}
+        """Those that workers do, who take no slot."""
         self._runs: dict[str, Run] = {}
         """By run id, until its end is on disk; a task may have its next run by then."""
         self._latest: dict[str, Run] = {}
@@ -182,34 +190,72 @@ class Engine:
     def submit(self, job: Job) -> Run:
         """Queue a job that is PENDING, or RECOVERING from a dead owner. Its run is active until its end is on disk.
 
-        One that is PAUSED waits until `resumed` is told.
+        One that is PAUSED waits for `unpark`. One that a worker has goes on.
         """
         life = job.session.lifecycle
         run = Run(life.run_id, life.task_id, job.session)
         self._runs[life.run_id] = self._latest[life.task_id] = run
-        self._wait(job)
+        if job.slotless and life.lease is not None:
+            self._heed(job)
+            self._start(job)
+        else:
+            self._wait(job)
         return run
 
-    def resumed(self, session: ExecutionSession) -> None:
-        """Queue the job of a session that has left PAUSED without a slot; it may wait as long as any other."""
-        if (job := self._waiting.get(session.session_id)) is not None:
+    def claim(self, roles: Collection[str], grant: Callable[[Job], None]) -> Job | None:
+        """Give the next of these roles to a worker, or None. `grant` records the lease, in one decision with the start.
+
+        The start is not yet on disk; whoever tells the worker of it waits for that.
+        """
+        while (job := self._claims.pop(roles, self._clock.monotonic())) is not None:
+            with job.session.ledger:
+                if job.key not in self._waiting or job.session.lifecycle.status not in _STARTABLE:
+                    continue  # paused since, or about to leave
+                grant(job)
+                self._begin(job.session)
+            self._deadlines.discard(job.key)
+            del self._waiting[job.key]
+            self._start(job)
+            return job
+        return None
+
+    async def offered(self, roles: Collection[str]) -> None:
+        """Returns when there may be something new for `claim`."""
+        await self._claims.news(roles, self._clock.monotonic())
+
+    def unpark(self, session: ExecutionSession) -> None:
+        """Queue again the job of a session that has left PAUSED without a slot; let it go where that has ended.
+
+        It may wait for its turn as long as any other. Nothing, where it stands still.
+        """
+        job = self._waiting.get(session.session_id)
+        if job is None or session.lifecycle.status is S.PAUSED:
+            return
+        self._parked.discard(job.key)
+        if session.lifecycle.status.is_terminal:
+            self._withdraw(job.key)
+        else:
             self._enqueue(job)
 
     def run_of(self, task_id: str) -> Run | None:
         """The active run of a task, or None."""
         return self._latest.get(task_id)
 
+    def run(self, run_id: str) -> Run | None:
+        """The run of this id while it is active, or None."""
+        return self._runs.get(run_id)
+
     def execution_of(self, session_id: str) -> RunningExecution | None:
-        """The execution of a session that has a slot, also while it is paused, or None."""
-        return self._slots.get(session_id)
+        """The execution of a session that has a slot or a worker, also while it is paused, or None."""
+        return self._slots.get(session_id) or self._elsewhere.get(session_id)
 
     @property
     def queued(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._claims)
 
     @property
     def active(self) -> int:
-        return len(self._slots)
+        return len(self._slots) + len(self._elsewhere)
 
     @property
     def idle(self) -> bool:
@@ -219,12 +265,32 @@ class Engine:
     # the queue
 
     def _wait(self, job: Job) -> None:
-        """Until there is a slot, or it is resumed, or it ends."""
+        """Until there is a slot, or it is unparked, or it ends."""
+        self._keep(job)
+        self._heed(job)
+
+    def _keep(self, job: Job) -> None:
         self._waiting[job.key] = job
         if job.session.lifecycle.status is not S.PAUSED:
             self._enqueue(job)
+        elif job.session.lifecycle.open_inputs:
+            self._park(job)
+
+    def _heed(self, job: Job) -> None:
+        """Let it leave when it is cancelled without a slot."""
         if job.session.cancellation_token is not None:
             job.session.cancellation_token.on_cancel(lambda _: self._withdraw(job.key))
+
+    def _park(self, job: Job) -> None:
+        """Until `unpark`, or for as long as it may wait, counted from when it was parked, also by an earlier owner."""
+        self._waiting[job.key] = job
+        self._parked.add(job.key)
+        since = job.session.lifecycle.paused_at
+        if job.policy.wait_timeout_seconds and since is not None:
+            waited = max(0.0, (self._clock.now() - since).total_seconds())
+            latest = self._clock.monotonic() + max(0.0, job.policy.wait_timeout_seconds - waited)
+            self._deadlines.put(job.key, job, priority=0, not_before=latest)
+            self._wake.set()
 
     def _enqueue(self, job: Job) -> None:
         life, now = job.session.lifecycle, self._clock.monotonic()
@@ -236,7 +302,10 @@ class Engine:
             self._deadlines.put(job.key, job, priority=0, not_before=latest)
         # What has begun goes before what has not.
         priority = life.priority if life.status is S.PENDING else _BEGUN
-        self._queue.put(job.key, job, priority=priority, not_before=not_before)
+        if job.slotless:
+            self._claims.put(job, priority=priority, not_before=not_before)
+        else:
+            self._queue.put(job.key, job, priority=priority, not_before=not_before)
         self._wake.set()
 
     def _withdraw(self, key: str) -> None:
@@ -257,16 +326,15 @@ class Engine:
                     self._leave(job, group)
             now = self._clock.monotonic()
             while job := self._deadlines.pop(now):
-                if job.session.lifecycle.status is not S.PAUSED:
+                if job.session.lifecycle.status is not S.PAUSED or job.key in self._parked:
                     self._wait_no_longer(job)
                     self._leave(job, group)
             while len(self._slots) < self._options.max_concurrent and (job := self._queue.pop(now)):
                 self._deadlines.discard(job.key)
                 if job.session.lifecycle.status is S.PAUSED:
-                    continue  # until `resumed`
+                    continue  # until `unpark`
                 del self._waiting[job.key]
-                self._slots[job.key] = self._new_execution(job)
-                group.start_soon(self._execute, job, group)
+                self._start(job)
             times = [time for each in (self._queue, self._deadlines) if (time := each.next_time()) is not None]
             if not times:
                 await self._wake.wait()
@@ -276,14 +344,17 @@ class Engine:
 
     def _wait_no_longer(self, job: Job) -> None:
         try:
-            job.session.time_out("Waited too long for its turn")
+            what = f"what it needs ({job.session.lifecycle.status_message})" if job.key in self._parked else "its turn"
+            job.session.time_out(f"Waited too long for {what}")
         except VesperaError:
             _log.exception("That %s waited too long could not be recorded", job.key)
 
     def _leave(self, job: Job, group: TaskGroup) -> None:
         """It ended before its turn came, or is to end and nothing of it runs."""
         del self._waiting[job.key]
+        self._parked.discard(job.key)
         self._queue.discard(job.key)
+        self._claims.discard(job)
         self._deadlines.discard(job.key)
         self._end_if_cancelling(job)
         group.start_soon(self._done, job)
@@ -297,33 +368,49 @@ class Engine:
 
     # one execution
 
-    async def _execute(self, job: Job, group: TaskGroup) -> None:
+    def _start(self, job: Job) -> None:
+        if (group := self._group) is None:
+            return  # the owner goes; the next one finds it as it is
+        execution = self._new_execution(job)
+        (self._elsewhere if job.slotless else self._slots)[job.key] = execution
+        group.start_soon(self._execute, job, execution, group)
+
+    async def _execute(self, job: Job, execution: RunningExecution, group: TaskGroup) -> None:
         following = None
         try:
-            if job.session.lifecycle.status in _STARTABLE:
-                following = await self._attempt(job, group)
+            status = job.session.lifecycle.status
+            if status in _STARTABLE or (job.slotless and not status.is_terminal):
+                following = await self._attempt(job, execution, group)
             else:
                 self._end_if_cancelling(job)
         # The supervisor of one execution: what goes wrong with it is its end, and no other's.
         except Exception as fault:  # noqa: BLE001
             self._give_up(job, fault)
         finally:
-            self._slots.pop(job.key, None)
+            (self._elsewhere if job.slotless else self._slots).pop(job.key, None)
+            execution.concluded.set()
             self._wake.set()
         if following is None:
             await self._done(job)
+            return
+        if following is job:
+            self._keep(job)
             return
         # At once, so that a cancel finds it while its beginning is still on the way to the disk.
         self._runs[following.session.run_id].session = following.session
         await self._durable(job)
         self._wait(following)
 
-    async def _attempt(self, job: Job, group: TaskGroup) -> Job | None:
-        """One execution from its start to its conclusion; the job of the next attempt, where there is one."""
-        self._begin(job.session)
+    async def _attempt(self, job: Job, execution: RunningExecution, group: TaskGroup) -> Job | None:
+        """One execution from its start to its conclusion, or until it is parked.
+
+        Returns the job of the next attempt, where there is one, or `job` itself, which is parked.
+        """
+        if not job.slotless:
+            self._begin(job.session)
         await self._durable(job)
         try:
-            outcome = await self._slots[job.key].run(group)
+            outcome = await execution.run(group)
         finally:
             await self._remove(self._scratch_root / job.key)
         return self._conclude(job, outcome)
@@ -350,7 +437,10 @@ class Engine:
                 session.start_execution()
             elif life.status is S.RECOVERING:
                 session.update_status(S.PREPARING, f"It goes on {found}")
-            elif life.status is S.PREPARING:
+            elif life.is_parked:
+                # On disk before anything of it runs: from here on it has begun.
+                session.enter_phase(ExecutionPhase.INITIALIZATION, "It is called again")
+            else:
                 session.phases.exit(f"It goes on {found}")  # of its recovery; the clock of its work runs from here
 
     @contextmanager
@@ -442,8 +532,10 @@ class Engine:
     # the end
 
     def _conclude(self, job: Job, outcome: Outcome) -> Job | None:
-        """Decide what the outcome means; the next attempt, where there is one."""
-        session, result, error = job.session, outcome.result, outcome.error
+        """Decide what the outcome means; the next attempt, where there is one, or `job`, where that is parked."""
+        session, result, error = job.session, outcome.result, outcome.error or _reported(outcome.result)
+        if isinstance(error, WorkerNeeded) and outcome.rung is not None:
+            outcome = replace(outcome, rung="abandoned")
         details = _details(outcome)
         record = None
         try:
@@ -453,7 +545,7 @@ class Engine:
         with job.task.ledger:
             if session.lifecycle.status.is_terminal:
                 return None  # concluded by somebody else
-            if session.lifecycle.status is S.PAUSED:
+            if session.lifecycle.status is S.PAUSED and not isinstance(error, WorkerNeeded):
                 session.resume("The work has ended")
             for warning in result.warnings if result else ():
                 session.note(MessageLevel.WARNING, warning)
@@ -465,18 +557,46 @@ class Engine:
                 limit = job.policy.timeout_seconds
                 late = ExecutionError(f"Timed out after {limit:g} seconds of work", code="TIMEOUT")
                 return self._fail(job, late, details, record, timed_out=True)
+            elif isinstance(error, Parked):
+                return self._put_aside(job, error, details)
             elif error is not None:
                 return self._fail(job, error, details, record)
-            elif result is not None and not result.success:
-                failed = ExecutionError(
-                    result.error or "Execution failed", code=result.error_code, recoverable=result.recoverable
-                )
-                return self._fail(job, failed, details, record)
             else:
                 session.update_status(S.COMPLETING, "Finalizing")
                 session.enter_phase(ExecutionPhase.FINALIZATION, "Finalizing")
                 session.complete("Execution completed successfully", outcome=details, result=record)
         return None
+
+    def _put_aside(self, job: Job, parked: Parked, details: Mapping[str, Json]) -> Job | None:
+        """`job`, which is parked; or as `_fail`, where what it asks cannot be asked."""
+        if isinstance(parked, WorkerNeeded):
+            return self._offer_again(job, str(parked), details)
+        job.session.end_lease(f"It has to wait: {parked}")
+        if not isinstance(parked, InputNeeded):
+            job.session.park(str(parked))
+            return job
+        problem = "it asks what has been answered"
+        try:
+            if job.session.ask(parked.questions):
+                return job
+        except InvalidInput as error:
+            problem = error.message
+        return self._fail(job, ExecutionError(problem, code="BAD_QUESTION", recoverable=False), details, None)
+
+    def _offer_again(self, job: Job, why: str, details: Mapping[str, Json]) -> Job | None:
+        """To RECOVERING, for the next worker; one that was paused stays so. As `_fail`, where that was too often."""
+        session, before = job.session, job.session.lifecycle
+        session.end_lease(why)
+        if before.recovery_attempts >= session.max_recovery_attempts:
+            last = f"{why}; that was the last of {session.max_recovery_attempts} recoveries"
+            return self._fail(job, ExecutionError(last, code="WORKER_LOST"), details, None)
+        at = before.checkpoint_at.isoformat() if before.checkpoint_at is not None else None
+        session.recover(why, details={"checkpoint_at": at})
+        session.enter_phase(ExecutionPhase.RECOVERY, why)
+        if before.status is S.PAUSED:
+            session.update_status(S.PREPARING, "It was paused, and stays so")
+            session.pause(before.status_message)
+        return job
 
     def _fail(
         self,
@@ -517,6 +637,18 @@ class Engine:
         head = body[: limit // 2].decode("utf-8", "ignore")
         cut = orjson.dumps({"truncated": True, "size_bytes": len(body), "head": head})
         return ResultRecord(execution_id=session.session_id, body=cut, truncated=True)
+
+
+def _reported(result: WorkResult | None) -> ExecutionError | None:
+    """The failure that the work itself reports."""
+    if result is None or result.success:
+        return None
+    return ExecutionError(
+        result.error or "Execution failed",
+        code=result.error_code,
+        recoverable=result.recoverable,
+        context=dict(result.error_context),
+    )
 
 
 def _details(outcome: Outcome) -> dict[str, Json]:

@@ -58,14 +58,22 @@ class WaitingQueue(Generic[T]):
 
     def pop(self, now: float) -> T | None:
         """The next one whose time has come, or None."""
+        found = self.first(now)
+        if found is None:
+            return None
+        del self._places[heapq.heappop(self._ready)[2]]
+        return found[1]
+
+    def first(self, now: float) -> tuple[int, T] | None:
+        """The one that `pop` would give, behind its priority, or None."""
         while self._held and self._held[0][0] <= now:
             _, arrival, rank, key, place = heapq.heappop(self._held)
             heapq.heappush(self._ready, (rank, arrival, key, place))
         while self._ready:
-            _, _, key, place = heapq.heappop(self._ready)
+            rank, _, _, place = self._ready[0]
             if place.item is not None:
-                del self._places[key]
-                return place.item
+                return -rank, place.item
+            heapq.heappop(self._ready)
         return None
 
     def next_time(self) -> float | None:

@@ -19,7 +19,7 @@ from vespera_exec.errors import CancellationException, ExecutionError
 from vespera_exec.model.cancellation import CancellationToken
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.principal import Caller
-from vespera_exec.store.output import MASK, SecretMask
+from vespera_exec.store.output import SecretMask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -67,6 +67,8 @@ class Job:
     run: Callable[[Work], Awaitable[WorkResult]]
     policy: Policy = field(default_factory=Policy)
     caller: Caller = field(default_factory=Caller)
+    slotless: bool = False
+    """A worker elsewhere does it: it waits for a claim, not for a slot, and takes none."""
 
     @property
     def key(self) -> str:
@@ -127,6 +129,8 @@ class RunningExecution:
         self._cancelled = False
         self._timed_out = False
         self._closed = False
+        self.concluded = anyio.Event()
+        """Set when its end, or that it is parked, has been decided; or when its owner goes."""
         self._launching: anyio.Event | None = None
         """From the first launch on; set when the launcher takes it, or never will."""
         self._outcome = Outcome(error=CancellationException("cancelled"))
@@ -172,7 +176,7 @@ class RunningExecution:
         """
         loop = asyncio.get_running_loop()
         requested = self.job.session.cancellation_token or CancellationToken()
-        if requested.is_cancelled:
+        if requested.is_cancelled and not self.job.slotless:
             self._pauses.close()
             return Outcome(error=CancellationException(requested.cancellation_reason))
         # The work's own token: a timeout cancels the work, but it is no request to cancel the execution.
@@ -244,13 +248,15 @@ class RunningExecution:
             caller=self.job.caller,
             attempt=life.attempt,
             checkpoint=life.checkpoint,
+            answers={each.key: each.answer for each in life.inputs if each.answer is not None},
         )
 
     async def _run_work(self, work: Work) -> None:
         try:
             with self._scope:
-                await self._pauses.gate.passed()
-                work.token.throw_if_cancelled()
+                if not self.job.slotless:  # a worker has begun: it is to hear of it, and to stop by itself
+                    await self._pauses.gate.passed()
+                    work.token.throw_if_cancelled()
                 self._outcome = Outcome(result=await self.job.run(work))
         except asyncio.CancelledError:
             if anyio.current_effective_deadline() == -math.inf:
@@ -311,7 +317,8 @@ class RunningExecution:
             with anyio.move_on_after(grace):
                 await self._until_ended()
             if not self._ended:
-                self._rung = "scope"
+                # What is done elsewhere cannot be ended from here: it is fenced off, which is all.
+                self._rung = "abandoned" if self.job.slotless else "scope"
                 self._scope.cancel()
                 await self._until_ended()
         if not self._ended:
@@ -365,7 +372,7 @@ class _Heard:
     def __init__(self, output: OutputSink, spec: ProcessSpec, secrets: tuple[bytes, ...]) -> None:
         self._output = output
         self._spec = spec
-        self._secrets = secrets
+        self._reports = SecretMask(secrets)
         self._masks = {stream: SecretMask(secrets) for stream in ("stdout", "stderr")}
         self.process: Process | None = None
 
@@ -386,8 +393,7 @@ class _Heard:
         self._tell(stream, self._masks[stream].feed(data))
 
     def report(self, line: bytes) -> None:
-        for secret in self._secrets:
-            line = line.replace(secret, MASK)
+        line = self._reports.whole(line)
         if self._spec.on_report is not None:
             self._spec.on_report(line)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vespera_exec.errors import CancellationException
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel
-from vespera_exec.model.transitions import AT_WORK
+from vespera_exec.model.transitions import ALLOWED, AT_WORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,8 +45,9 @@ class SessionTracking:
         with session.ledger:
             if session.lifecycle.status.is_terminal:
                 raise CancellationException("the execution has ended")
-            status = _STATUS_OF_PHASE.get(phase)
-            if status is not None and session.lifecycle.status in AT_WORK:
+            status, now = _STATUS_OF_PHASE.get(phase), session.lifecycle.status
+            # Called again after it was RUNNING, it goes through the first phases as that.
+            if status is not None and now in AT_WORK and status in ALLOWED[now]:
                 session.update_status(status, message)
             session.enter_phase(phase, message)
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 from vespera_exec.model.principal import Caller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from vespera_exec.model.cancellation import CancellationToken
     from vespera_exec.model.enums import ExecutionPhase, MessageLevel
     from vespera_exec.model.events import Json
+    from vespera_exec.model.inputs import Answer, Question
     from vespera_exec.model.progress import ProgressReport
 
 
@@ -132,6 +133,8 @@ class Work:
     attempt: int = 1
     checkpoint: Json = None
     """The last checkpoint of an earlier owner or attempt, or None."""
+    answers: Mapping[str, Answer] = field(default_factory=dict[str, "Answer"])
+    """What was answered in this run so far, by key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +147,30 @@ class WorkResult:
     error_code: str = "EXECUTION_FAILED"
     recoverable: bool = True
     """Whether another attempt can help, where it failed."""
+    error_context: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
+    """What is kept with the error, as the `context` of an `ExecutionError`."""
     returncode: int | None = None
     quality_score: float | None = None
     warnings: tuple[str, ...] = ()
+
+
+class Parked(Exception):
+    """The work has ended for now and holds no slot; the engine keeps the job, and calls it again when it may go on.
+
+    Raised by a runner once nothing of the work is left. The argument says what it waits for.
+    """
+
+
+class InputNeeded(Parked):
+    """It goes on when these questions are answered; `Work.answers` has the answers then."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        super().__init__(", ".join(each.key for each in questions))
+        self.questions = tuple(questions)
+
+
+class WorkerNeeded(Parked):
+    """Its worker is gone; another may claim it, and goes on from the last checkpoint."""
 
 
 class RetryRule(Protocol):

@@ -122,8 +122,8 @@ class MessageLevel(StrEnum):
 class EventType(StrEnum):
     """What one line of the log says.
 
-    `status_change`, `phase_change`, `progress_update`, `checkpoint_created`, `owner_changed` and the
-    `task_*` facts are folded into state. All others annotate: they are written in the same
+    `status_change`, `phase_change`, `progress_update`, `checkpoint_created`, `owner_changed`, the
+    `approval_*`, `lease_*` and `task_*` facts are folded into state. All others annotate: they are written in the same
     transaction for those who filter by them, and change nothing.
     """
 
@@ -160,6 +160,8 @@ class EventType(StrEnum):
     RESOURCE_ALLOCATED = "resource_allocated"
     RESOURCE_RELEASED = "resource_released"
     CHECKPOINT_CREATED = "checkpoint_created"
+    LEASE_GRANTED = "lease_granted"
+    LEASE_ENDED = "lease_ended"
     RECOVERY_INITIATED = "recovery_initiated"
 
     ERROR = "error"

@@ -291,6 +291,7 @@ class EnhancedTaskExecution(TaskExecution):
                 owner=owner,
                 checkpoint=ended.checkpoint,
                 checkpoint_at=ended.checkpoint_at,
+                inputs=ended.inputs,
                 message=f"Attempt {ended.attempt + 1} follows",
             )
             following.emit_status_event(

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
+from vespera_exec.model.inputs import Question, folded, questions
+from vespera_exec.model.leases import Lease
 from vespera_exec.model.rows import Readers, iso, present, stamp
-from vespera_exec.model.stays import PhaseRecord, closed, moved
+from vespera_exec.model.stays import PARKED, PhaseRecord, closed, moved
 from vespera_exec.model.values import copier
 
 if TYPE_CHECKING:
@@ -58,12 +60,32 @@ class Lifecycle:
     recovery_attempts: int = 0
     checkpoint: Json = None
     checkpoint_at: datetime | None = None
+    claims: int = 0
+    """How often a worker has claimed it."""
+    lease: Lease | None = None
+    """Of the worker that does it; one that has ended keeps the last."""
+    inputs: tuple[Question, ...] = ()
+    """All questions of the run so far, open and answered, in order."""
     outcome: Mapping[str, Json] = field(default_factory=dict[str, Json])
     sequence: int = 0
 
     @property
     def error(self) -> Mapping[str, Json]:
         return self.outcome.get("error") or {}
+
+    @property
+    def open_inputs(self) -> tuple[Question, ...]:
+        """The questions that wait for an answer; none once it has ended, or is to end."""
+        if not self.inputs or self.status.is_terminal or self.status is ExecutionStatus.CANCELLING:
+            return ()
+        return tuple(each for each in self.inputs if each.answer is None)
+
+    @property
+    def is_parked(self) -> bool:
+        """Its work has ended for now: nothing of it runs, up to its next phase."""
+        if self.current_phase is not None or not self.phases or self.status.is_terminal:
+            return False
+        return self.phases[-1].outcome == PARKED
 
     def evolve(self, event: ExecutionEvent) -> Lifecycle:
         """The state after `event`; events that only annotate leave it as it was."""
@@ -84,6 +106,11 @@ class Lifecycle:
                     clock_read_at=event.timestamp,
                     sequence=event.sequence,
                 )
+            case EventType.LEASE_GRANTED:
+                lease = Lease.from_dict(event.details["lease"])
+                return _copy(self, lease=lease, claims=lease.fence, sequence=event.sequence)
+            case EventType.LEASE_ENDED:
+                return _copy(self, lease=None, sequence=event.sequence)
             case EventType.CHECKPOINT_CREATED:
                 return _copy(
                     self,
@@ -91,6 +118,9 @@ class Lifecycle:
                     checkpoint_at=event.timestamp,
                     sequence=event.sequence,
                 )
+            case EventType.APPROVAL_REQUESTED | EventType.APPROVAL_APPROVED | EventType.APPROVAL_REJECTED:
+                inputs = folded(self.inputs, event)
+                return self if inputs is self.inputs else _copy(self, inputs=inputs, sequence=event.sequence)
             case _:
                 return self
 
@@ -158,6 +188,7 @@ class Lifecycle:
             "generation": made.get("generation", 1),
             "checkpoint": made.get("checkpoint"),
             "checkpoint_at": stamp(made["checkpoint_at"]) if made.get("checkpoint_at") else None,
+            "inputs": questions(made.get("inputs") or ()),
         }
 
     def to_dict(self) -> dict[str, Json]:
@@ -192,6 +223,9 @@ class Lifecycle:
             "recovery_attempts": self.recovery_attempts,
             "checkpoint": self.checkpoint,
             "checkpoint_at": iso(self.checkpoint_at),
+            "claims": self.claims,
+            "lease": self.lease.to_dict() if self.lease else None,
+            "inputs": [each.to_dict() for each in self.inputs],
             "outcome": dict(self.outcome),
             "sequence": self.sequence,
         }
@@ -213,6 +247,8 @@ _READERS: Readers = {
     "paused_from": ExecutionStatus,
     "current_phase": ExecutionPhase,
     "phases": _phases,
+    "inputs": questions,
+    "lease": Lease.from_dict,
     **dict.fromkeys(
         (
             "not_before",

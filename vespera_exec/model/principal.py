@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from vespera_exec.paths import CALLER_ENV
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LOCAL = "local"
+Scope = Literal["read", "operate", "worker"]
+"""What a caller may: look; create, execute, cancel, pause, resume, answer; take work and report on it."""
+SCOPES: Final[tuple[Scope, ...]] = ("read", "operate", "worker")
 
 
 def _no_env() -> Mapping[str, str]:
@@ -23,15 +26,16 @@ class Caller:
     """A principal at a door.
 
     `principal` is "local" (our uid over a unix socket, in-process stdio, the embedding program) or the
-    subject of a token. `scopes` apply to tokens only. `cwd` and `env` are where a local caller stands;
-    `env` is already cut to `CALLER_ENV`.
+    subject of a token. `cwd` and `env` are where a local caller stands; `env` is already cut to `CALLER_ENV`.
     """
 
     principal: str = LOCAL
-    scopes: frozenset[str] = frozenset({"read", "operate"})
+    scopes: frozenset[str] = frozenset(SCOPES)
     over_tcp: bool = False
     sees_only: str | None = None
     """Tasks of this principal are all there are for it; None: it sees every task of the data directory."""
+    token: str | None = None
+    """The id of the named token that brought it here."""
     cwd: str | None = None
     env: Mapping[str, str] = field(default_factory=_no_env)
 

@@ -5,29 +5,35 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from vespera_exec.errors import InvalidTransitionError
+from vespera_exec.errors import ExecutionError, InvalidInput, InvalidTransitionError
 from vespera_exec.model import transitions
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
-from vespera_exec.model.enums import EventType, ExecutionStatus, MessageLevel
+from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
 from vespera_exec.model.events import Json, new_id
 from vespera_exec.model.faults import fault, fault_of
+from vespera_exec.model.inputs import MAX_QUESTIONS
 from vespera_exec.model.jsonable import details_of
+from vespera_exec.model.leases import Lease, digest_of, new_key
 from vespera_exec.model.ledger import Ledger
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
+from vespera_exec.model.stays import PARKED
 from vespera_exec.model.stopwatch import Stopwatch, unread_seconds
 from vespera_exec.model.work_log import WorkLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from vespera_exec.model.cancellation import CancellationToken
+    from vespera_exec.model.inputs import Answer, Question
     from vespera_exec.model.ledger import ResultRecord
     from vespera_exec.model.progress import CustomMetric
 
 MAX_EVENTS = 1000
 MAX_SAMPLES = 1000
+AWAITING_INPUT = "awaiting_input"
+"""The reason, in the details of the change to PAUSED, of one that waits for an answer."""
 
 S = ExecutionStatus
 _log = logging.getLogger(__name__)
@@ -100,7 +106,8 @@ class ExecutionSession(WorkLog):
             clock = session._ledger.clock
             last = max(progress.updated_at, measured_at or progress.updated_at)
             unread = unread_seconds(lifecycle, last, clock.now())
-            session._watch.value = Stopwatch.of(lifecycle.status, clock.monotonic() - unread)
+            parked = lifecycle.is_parked
+            session._watch.value = Stopwatch.of(lifecycle.status, clock.monotonic() - unread, parked=parked)
         return session
 
     @classmethod
@@ -144,17 +151,21 @@ class ExecutionSession(WorkLog):
         owner: str | None = None,
         checkpoint: Json = None,
         checkpoint_at: datetime | None = None,
+        inputs: Sequence[Question] = (),
         message: str = "Queued",
     ) -> None:
         """IDLE to PENDING: accepted, and waiting for its turn.
 
         `checkpoint` is of an earlier attempt, `checkpoint_at` when that recorded it; without the latter there is none.
+        `inputs` are what earlier attempts have asked; what was answered is not asked again.
         """
         made: dict[str, Json] = {"attempt": attempt, "parent": parent_execution_id, "priority": priority}
         made |= {"run_id": run_id or self.session_id, "owner": owner}
         made["not_before"] = not_before.isoformat() if not_before else None
         if checkpoint_at is not None:
             made |= {"checkpoint": checkpoint, "checkpoint_at": checkpoint_at.isoformat()}
+        if answered := [each.to_dict() for each in inputs if each.answer is not None]:
+            made["inputs"] = answered
         self._transition(S.PENDING, message, made=made)
 
     def update_status(self, new_status: ExecutionStatus, message: str = "") -> bool:
@@ -184,6 +195,72 @@ class ExecutionSession(WorkLog):
             if queued:
                 self._ledger.put(self._watch, Stopwatch(queued=self._ledger.clock.monotonic()))
             return True
+
+    def park(self, reason: str, *, details: Mapping[str, Json] | None = None) -> None:
+        """To PAUSED, since its work has ended for now and is called again later. Nothing of it runs meanwhile.
+
+        Raises:
+            InvalidTransitionError: it is not at work.
+        """
+        with self._ledger:
+            self.enter_phase(self.current_phase or ExecutionPhase.INITIALIZATION)
+            self.phases.exit(reason, outcome=PARKED)
+            self.pause(reason, details=details)
+
+    def ask(self, questions: Sequence[Question]) -> tuple[Question, ...]:
+        """Record what was not asked before, and park until the last of them is answered; those that are open.
+
+        Empty, and nothing has changed, where all of them were answered before.
+
+        Raises:
+            InvalidInput: they are more than 32 in this run.
+            InvalidTransitionError: it is not at work.
+        """
+        with self._ledger:
+            known = {each.key: each for each in self._life.value.inputs}
+            new = {each.key: each for each in questions if each.key not in known}
+            if len(known) + len(new) > MAX_QUESTIONS:
+                raise InvalidInput(f"a run asks at most {MAX_QUESTIONS} questions")
+            if not new and all(known[each.key].answer is not None for each in questions):
+                return ()
+            for each in new.values():
+                self._record(
+                    EventType.APPROVAL_REQUESTED,
+                    phase=self.current_phase,
+                    message=each.message,
+                    details=each.details(),
+                )
+            waiting = self._life.value.open_inputs
+            keys = ", ".join(each.key for each in waiting)
+            self.park(f"Waiting for an answer: {keys}", details={"reason": AWAITING_INPUT})
+            return waiting
+
+    def answer(self, answers: Mapping[str, Answer], *, by: str) -> tuple[str, ...]:
+        """Record answers to open questions; which they were. Other keys are passed over.
+
+        After the last one it goes on; an approval that is not given ends it FAILED, with code APPROVAL_REJECTED.
+
+        Raises:
+            InvalidInput: the content of one does not fit its form. Nothing has changed.
+        """
+        with self._ledger:
+            waiting = [each for each in self._life.value.open_inputs if each.key in answers]
+            given = [(each, each.checked(answers[each.key])) for each in waiting]
+            for question, answer in given:
+                kind = EventType.APPROVAL_APPROVED if answer.accepted else EventType.APPROVAL_REJECTED
+                content = None if answer.content is None else dict(answer.content)
+                self._record(
+                    kind,
+                    message=f"{question.key}: {answer.action}",
+                    details={"key": question.key, "action": answer.action, "content": content, "by": by},
+                )
+            rejected = next((question for question, answer in given if question.is_rejected_by(answer)), None)
+            if rejected is not None:
+                text = f"Not approved by {by}: {rejected.key}"
+                self.fail(ExecutionError(text, code="APPROVAL_REJECTED", recoverable=False))
+            elif given and not self._life.value.open_inputs and self._life.value.status is S.PAUSED:
+                self.resume("Answered")
+            return tuple(each.key for each in waiting)
 
     def recover(self, reason: str, *, details: Mapping[str, Json] | None = None) -> bool:
         """To RECOVERING, from a fault or a dead owner.
@@ -268,6 +345,45 @@ class ExecutionSession(WorkLog):
                 self._transition(S.CANCELLING, text, details={"reason": reason})
             return True
 
+    # the worker, where it is done elsewhere
+
+    def grant_lease(self, worker: str, principal: str, *, seconds: float) -> str:
+        """Give it to a worker; the key that this one shows from now on, of which the log has only the digest.
+
+        Raises:
+            InvalidTransitionError: the execution has ended, or a worker has it.
+        """
+        with self._ledger:
+            self._refuse_after_the_end("lease")
+            life = self._life.value
+            if life.lease is not None:
+                raise InvalidTransitionError(life.status.value, "claimed again", ())
+            key = new_key()
+            lease = Lease(
+                worker=worker,
+                principal=principal,
+                fence=life.claims + 1,
+                seconds=seconds,
+                digest=digest_of(key),
+            )
+            self._record(EventType.LEASE_GRANTED, message=f"Claimed by {worker}", details={"lease": lease.to_dict()})
+            return key
+
+    def end_lease(self, reason: str) -> bool:
+        """Fence the worker off; False when none had it.
+
+        Raises:
+            InvalidTransitionError: the execution has ended.
+        """
+        with self._ledger:
+            self._refuse_after_the_end("lease")
+            lease = self._life.value.lease
+            if lease is None:
+                return False
+            details: dict[str, Json] = {"worker": lease.worker, "fence": lease.fence}
+            self._record(EventType.LEASE_ENDED, message=reason, details=details)
+            return True
+
     # inside
 
     def _transition(
@@ -292,7 +408,7 @@ class ExecutionSession(WorkLog):
             noted = details_of(details)
             if clock := self._watch.value.reading(life, now, leaves_phase=new.is_terminal):
                 noted["clock"] = clock
-            self._ledger.put(self._watch, Stopwatch.of(new, now))
+            self._ledger.put(self._watch, Stopwatch.of(new, now, parked=life.is_parked))
             if role is not None:
                 noted["role"] = role
             if old is S.IDLE:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vespera_exec.model.enums import ExecutionPhase
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
+PARKED: Final = "parked"
+"""The outcome of a stay in which the work ended for now: it is called again later."""
+
+
 class PhaseRecord(NamedTuple):
     """One stay in a phase. `exited_at`, `duration_seconds` (at work) and `outcome` are None while it lasts."""
 
@@ -21,7 +25,8 @@ class PhaseRecord(NamedTuple):
     exited_at: datetime | None = None
     duration_seconds: float | None = None
     outcome: str | None = None
-    """"completed", "failed" (ERROR_HANDLING followed), "interrupted" (RECOVERY followed), or how all ended."""
+    """"completed", "failed" (ERROR_HANDLING followed), "interrupted" (RECOVERY followed), "parked" (called again later),
+    or how all ended."""
 
     def to_dict(self) -> dict[str, Json]:
         return {

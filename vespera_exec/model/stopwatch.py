@@ -36,13 +36,13 @@ class Stopwatch:
     queued: float | None = None
 
     @classmethod
-    def of(cls, status: ExecutionStatus, now: float) -> Stopwatch:
-        """The clocks that run in `status`, from `now`."""
-        if status in _AT_WORK:
+    def of(cls, status: ExecutionStatus, now: float, *, parked: bool = False) -> Stopwatch:
+        """The clocks that run in `status`, from `now`. `parked`: nothing of its work runs; it waits for its turn."""
+        if status in _AT_WORK and not parked:
             return cls(active=now)
         return cls(
             paused=now if status is ExecutionStatus.PAUSED else None,
-            queued=now if status in _WAITING else None,
+            queued=now if status in _WAITING or status in _AT_WORK else None,
         )
 
     def active_seconds(self, life: Lifecycle, now: float) -> float:

@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 
 MAX_CHECKPOINT_BYTES = 256 * 1024
 _NO_METRICS: Mapping[str, CustomMetric] = {}
+_FOLDED = frozenset(
+    {
+        EventType.STATUS_CHANGE,
+        EventType.PHASE_CHANGE,
+        EventType.PROGRESS_UPDATE,
+        EventType.OWNER_CHANGED,
+        EventType.CHECKPOINT_CREATED,
+        EventType.LEASE_GRANTED,
+        EventType.LEASE_ENDED,
+        EventType.APPROVAL_REQUESTED,
+        EventType.APPROVAL_APPROVED,
+        EventType.APPROVAL_REJECTED,
+    }
+)
 
 
 class WorkLog(SessionView):
@@ -131,8 +145,7 @@ class WorkLog(SessionView):
             kind = EventType(event_type)
         except ValueError:
             raise InvalidInput(f"unknown event type {event_type!r}") from None
-        folded = (EventType.STATUS_CHANGE, EventType.PHASE_CHANGE, EventType.PROGRESS_UPDATE)
-        if kind in (*folded, EventType.OWNER_CHANGED, EventType.CHECKPOINT_CREATED):
+        if kind in _FOLDED:
             raise InvalidInput(f"{event_type} is recorded by its own method")
         self._annotate(kind, message, {**(details or {}), **more}, None)
 
@@ -149,7 +162,7 @@ class WorkLog(SessionView):
             # Or the next restore would count the time without an owner.
             if clock := self._watch.value.reading(life, now):
                 details["clock"] = clock
-                self._ledger.put(self._watch, Stopwatch.of(life.status, now))
+                self._ledger.put(self._watch, Stopwatch.of(life.status, now, parked=life.is_parked))
             self._record(EventType.OWNER_CHANGED, details=details)
 
     # inside

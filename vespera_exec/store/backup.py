@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from vespera_exec.errors import Conflict, InvalidInput, StoreDamaged, StoreUnavailable
-from vespera_exec.store import database
+from vespera_exec.store import database, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,6 +176,7 @@ def _finished(copy: sqlite3.Connection, name: str, ask: Callable[[], None]) -> i
     if found != ["ok"]:
         raise StoreDamaged(f"{name} is damaged: {'; '.join(found)[:300]}", hint="restore an older backup")
     database.mark_clean(copy, clean=True)
+    tokens.forget_digests(copy)
     (head,) = copy.execute("SELECT coalesce(max(cursor), 0) FROM events").fetchone()
     return head
 

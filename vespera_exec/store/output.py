@@ -25,6 +25,7 @@ import anyio
 
 from vespera_exec import paths
 from vespera_exec.errors import InvalidInput
+from vespera_exec.model.tokens import BEGINNING, FORM, FORM_BYTES, FORM_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
@@ -269,20 +270,23 @@ class Output:
 
 
 class SecretMask:
-    """Replaces secrets in a stream, also where one arrives in pieces."""
+    """Replaces secrets in a stream, also where one arrives in pieces: those given, and all that looks like a token."""
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         self._secrets = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
-        self._pattern = re.compile(b"|".join(map(re.escape, self._secrets))) if self._secrets else None
-        self._kept = b""
+        self._signs: list[bytes] = [*self._secrets, FORM_PREFIX]
+        self._longest = max([FORM_BYTES, *map(len, self._secrets)])
+        self._pattern = re.compile(b"|".join([*map(re.escape, self._secrets), FORM.pattern]))
+        self._kept: bytes = b""
 
     def feed(self, data: bytes) -> bytes:
         """What can be shown; the end is kept back while it may be the beginning of a secret."""
-        if self._pattern is None:
-            return data
         data = self._kept + data
         shown: list[bytes] = []
         position, safe = 0, self._safe_end(data, 0)
+        if not any(each in data for each in self._signs):  # much faster than the pattern, and nearly always so
+            self._kept = data[safe:]
+            return data[:safe]
         for match in self._pattern.finditer(data):
             if match.start() >= safe:
                 break
@@ -296,16 +300,21 @@ class SecretMask:
     def rest(self) -> bytes:
         """What was kept back, at the end of the stream."""
         kept, self._kept = self._kept, b""
-        return self._pattern.sub(MASK, kept) if self._pattern is not None else kept
+        return self.whole(kept)
+
+    def whole(self, data: bytes) -> bytes:
+        """What can be shown of something that has come in one piece."""
+        return self._pattern.sub(MASK, data)
 
     def _safe_end(self, data: bytes, begin: int) -> int:
         """The first place from which all that follows is the beginning of a secret."""
-        longest = len(self._secrets[0])
-        for place in range(max(begin, len(data) - longest + 1), len(data)):
+        token = BEGINNING.search(data, max(begin, len(data) - FORM_BYTES + 1))
+        until = token.start() if token is not None else len(data)
+        for place in range(max(begin, len(data) - self._longest + 1), until):
             end = data[place:]
             if any(len(secret) > len(end) and secret.startswith(end) for secret in self._secrets):
                 return place
-        return len(data)
+        return until
 
 
 @dataclass(frozen=True, slots=True)

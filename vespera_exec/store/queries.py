@@ -16,6 +16,7 @@ import orjson
 
 from vespera_exec.errors import InvalidInput, StoreDamaged
 from vespera_exec.model.enums import ExecutionStatus, TaskStatus
+from vespera_exec.model.inputs import Question
 from vespera_exec.model.jsonable import clean_text
 from vespera_exec.model.ledger import IdempotencyRecord, ResultRecord
 from vespera_exec.model.lifecycle import Lifecycle
@@ -66,6 +67,30 @@ class Known:
 
     task: TaskRecord
     execution: tuple[Lifecycle, Progress] | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRun:
+    """The last attempt of a run, with its task. `created_at` is of its first attempt, `cursor` of its last event."""
+
+    task: TaskRecord
+    lifecycle: Lifecycle
+    progress: Progress
+    created_at: datetime | None
+    cursor: int
+    result: ResultRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenInput:
+    """A question that waits for an answer, and who asks it."""
+
+    question: Question
+    task_id: str
+    title: str
+    role: str | None
+    run_id: str
+    execution_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +252,25 @@ class Queries:
         with self._decoding():
             return [_execution(row) for row in rows]
 
+    async def get_run(self, run_id: str) -> KnownRun | None:
+        rows = await self._rows(_RUN, run_id)
+        if not rows:
+            return None
+        *row, task, created, cursor, body, truncated = rows[0]
+        with self._decoding():
+            lifecycle, progress = _execution(row)
+            result = None
+            if body is not None:
+                result = ResultRecord(execution_id=lifecycle.execution_id, body=body, truncated=bool(truncated))
+            return KnownRun(
+                TaskRecord.from_dict(orjson.loads(task)),
+                lifecycle,
+                progress,
+                moment_of(created) if created else None,
+                cursor or 0,
+                result,
+            )
+
     async def unfinished(self) -> list[Unfinished]:
         """What the last owner left, oldest first."""
         rows = await self._rows(_UNFINISHED)
@@ -294,6 +338,29 @@ class Queries:
                 for _, _, doc, execution_id, execution_status, percentage in rows[:limit]
             ]
         return Page(items, _token(rows, limit, f"tasks:{sort}"), total)
+
+    async def open_inputs(self, *, principal: str | None = None, limit: int = 50) -> tuple[list[OpenInput], int]:
+        """Questions that wait for an answer, oldest first, and how many there are in all; of `principal`'s tasks."""
+        where = _Where()
+        if principal is not None:
+            where.add("t.principal = ?", principal)
+        total = await self._count("input_requests i JOIN tasks t ON t.id = i.task", where)
+        rows = await self._rows(f"{_OPEN_INPUTS} {where} ORDER BY i.asked, i.execution, i.key LIMIT ?", *where.values, limit)
+        with self._decoding():
+            found = [
+                OpenInput(
+                    Question(
+                        key=key,
+                        kind=kind,
+                        message=message,
+                        schema=orjson.loads(schema),
+                        asked_at=moment_of(asked),
+                    ),
+                    *who,
+                )
+                for key, kind, message, schema, asked, *who in rows
+            ]
+        return found, total
 
     # numbers
 
@@ -450,6 +517,18 @@ _REMOVED_BEFORE = (
 )
 _EXECUTIONS = (
     "SELECT e.doc, p.doc, s.name FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
+)
+_RUN = (
+    "SELECT e.doc, p.doc, s.name, k.doc, (SELECT min(created) FROM executions WHERE run = e.run), "
+    "(SELECT cursor FROM events WHERE stream = e.id ORDER BY sequence DESC LIMIT 1), r.body, r.truncated "
+    "FROM executions e JOIN streams s ON s.id = e.id JOIN tasks k ON k.id = e.task "
+    "LEFT JOIN progress p ON p.id = e.id LEFT JOIN results r ON r.id = e.id "
+    "WHERE e.run = ? ORDER BY e.attempt DESC LIMIT 1"
+)
+_OPEN_INPUTS = (
+    "SELECT i.key, i.kind, i.message, i.schema, i.asked, k.name, t.title, e.role, e.run, s.name "
+    "FROM input_requests i JOIN tasks t ON t.id = i.task JOIN streams k ON k.id = i.task "
+    "JOIN executions e ON e.id = i.execution JOIN streams s ON s.id = i.execution"
 )
 _KNOWN = (
     "SELECT t.name, k.doc, e.doc, p.doc, x.name FROM streams s JOIN streams t ON t.id = s.task "

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from vespera_exec.model.inputs import Question
+
 _REMEMBERED = 8192
 _JOB_PAGES = 64
 """What a job may write beside the rows that it changes."""
@@ -352,6 +354,15 @@ class Writer:
         self._insert(_RESULTS, [_result_row(*each) for each in rows.results.items()])
         self._insert(_REQUESTS, rows.requests)
         self._insert(_KEYS, rows.keys)
+        for stream, life in rows.executions.items():
+            if life.inputs:
+                self._put_inputs(rows, stream, life)
+
+    def _put_inputs(self, rows: _Rows, stream: int, life: Lifecycle) -> None:
+        """Those of its questions that are open now."""
+        task = self._stream(rows, life.task_id, life.task_id)
+        self._db.execute("DELETE FROM input_requests WHERE execution = ?", (stream,))
+        self._insert(_INPUTS, [_input_row(stream, task, each) for each in life.open_inputs])
 
     def _insert(self, statement: _Statement, rows: Sequence[SqlRow]) -> None:
         """A few long INSERTs: beside a busy loop, each single one would wait for the interpreter's lock."""
@@ -448,6 +459,11 @@ def _result_row(stream: int, result: ResultRecord) -> SqlRow:
     return (stream, int(result.truncated), len(result.body), result.body)
 
 
+def _input_row(stream: int, task: int, question: Question) -> SqlRow:
+    schema = encode(dict(question.schema)).decode()
+    return (stream, question.key, task, question.kind, question.message, schema, micros(question.asked_at) or 0)
+
+
 class _Statement(NamedTuple):
     table: str
     columns: str
@@ -468,6 +484,7 @@ _PROGRESS = _Statement("progress", "id, percentage, message, doc", updates=True)
 _RESULTS = _Statement("results", "id, truncated, size, body", updates=True)
 _REQUESTS = _Statement("requests", "id, body")
 _KEYS = _Statement("idempotency", "principal, operation, key, task_id, run_id, digest")
+_INPUTS = _Statement("input_requests", "execution, key, task, kind, message, schema, asked")
 _SAMPLES = _Statement("samples", "execution, at, metric, value")
 
 

@@ -1,0 +1,64 @@
+"""A database that an older version left is brought up to date, with all that is in it, and goes on."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from stored import content, fill, opened
+
+from vespera_exec.model.enums import ExecutionStatus
+from vespera_exec.model.inputs import Question
+from vespera_exec.model.task import Task
+from vespera_exec.store.database import migrations
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NEWER_FIELDS = ("inputs", "claims", "lease")
+
+
+def of_format(version: int, filled: Path, place: Path) -> Path:
+    """A database as that version made it, with what is in `filled` as far as it knew it."""
+    with closing(sqlite3.connect(place, isolation_level=None)) as old:
+        for script in migrations()[:version]:
+            old.executescript(script)
+        old.execute(f"PRAGMA user_version = {version}")
+        old.execute("ATTACH ? AS filled", (str(filled),))
+        tables = [name for (name,) in old.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'")]
+        for table in tables:
+            columns = ", ".join(row[1] for row in old.execute(f"PRAGMA main.table_info({table})"))
+            if columns:
+                old.execute(f"INSERT OR REPLACE INTO main.{table} ({columns}) SELECT {columns} FROM filled.{table}")
+        for number, doc in old.execute("SELECT id, doc FROM main.executions").fetchall():
+            known = {name: value for name, value in json.loads(doc).items() if name not in NEWER_FIELDS}
+            old.execute("UPDATE main.executions SET doc = ? WHERE id = ?", (json.dumps(known), number))
+    place.chmod(0o600)
+    return place
+
+
+@pytest.mark.parametrize("version", range(1, len(migrations())))
+async def test_a_database_of_an_older_format_is_brought_up_to_date_and_goes_on(
+    data_dir: Path, tmp_path: Path, version: int
+) -> None:
+    newer = tmp_path / "newer"
+    newer.mkdir(mode=0o700)
+    filled = await fill(newer, tasks=3)
+    events = content(filled)["events"]
+    database = of_format(version, filled, data_dir / "vespera.db")
+
+    async with opened(data_dir) as store:
+        page = await store.queries.list_tasks()
+        assert sorted(row.task.title for row in page.items) == ["task 0", "task 1", "task 2"]
+        assert {row.execution_status for row in page.items} == {ExecutionStatus.COMPLETED}
+        assert await store.queries.open_inputs() == ([], 0)
+        task = Task(title="one more", sink=store.journal)
+        session = task.start_execution("role")
+        session.ask([Question.made("a", "A?")])
+        await store.journal.sync()
+        found, total = await store.queries.open_inputs()
+        assert ([each.question for each in found], total) == ([session.lifecycle.inputs[0]], 1)
+    assert content(database)["events"][: len(events)] == events

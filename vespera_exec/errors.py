@@ -85,8 +85,8 @@ class RunExpired(TaskNotFound):
     default_hint = "list_tasks shows what is still kept of it"
 
     def __init__(self, run_id: str) -> None:
-        super().__init__(run_id)
-        self.message = f"The run has expired: {run_id}"
+        NotFound.__init__(self, f"The run has expired: {run_id}")
+        self.task_id = run_id
 
 
 class ExecutionNotFound(NotFound):

@@ -12,6 +12,7 @@ import orjson
 from vespera_exec.app import present, views
 from vespera_exec.app.callers import require
 from vespera_exec.app.following import Following
+from vespera_exec.app.runs import Runs
 from vespera_exec.errors import Conflict, InvalidInput
 from vespera_exec.model.enums import RESOURCE_UNITS, ExecutionStatus, TaskStatus
 from vespera_exec.model.stays import seconds_by_phase
@@ -56,6 +57,7 @@ class Answers:
         self._tasks = tasks
         self._starter = starter
         self._following = Following(store, engine, tasks, clock)
+        self._runs = Runs(store, engine, tasks, settings, clock)
         self._estimator = NaiveEstimator()
 
     async def list_tasks(
@@ -102,6 +104,7 @@ class Answers:
     def list_roles(self, caller: Caller) -> views.RoleList:
         """The roles there are, whether this caller may use each, and the role files that are broken."""
         require(caller, "read")
+        sees_all = caller.sees_only is None
         shown = [
             views.RoleView(
                 name=role.name,
@@ -110,10 +113,11 @@ class Answers:
                 inputs=role.input_schema(),
                 allowed=self._starter.permits(caller, role),
                 origin=role.source if role.source in ("builtin", "program") else "operator",
+                uses=self._starter.uses(role) if sees_all else None,
             )
             for role in self.roles.all()
         ]
-        return views.RoleList(roles=shown, problems=list(self.roles.problems))
+        return views.RoleList(roles=shown, problems=list(self.roles.problems) if sees_all else [])
 
     async def get_status(self, caller: Caller, any_id: str, *, detail: bool = False) -> views.Status:
         """Where it stands: the running session, else the last that ended.
@@ -143,7 +147,32 @@ class Answers:
             session=self._summary(found, detail=detail) if life is not None else None,
             legacy_compatibility=present.legacy(found.record),
             recent_events=recent,
+            inputs=(present.open_inputs(life) or None) if life is not None else None,
         )
+
+    async def get_run(self, caller: Caller, run_id: str) -> views.Run:
+        """The run as a whole: its last attempt, with its result once it is done.
+
+        Raises:
+            TaskNotFound: nothing that the caller sees has this id as its run, or it has expired.
+        """
+        require(caller, "read")
+        return await self._runs.get(run_id, caller)
+
+    async def run_changed(self, run: views.Run, *, within: float) -> None:
+        """Returns when `get_run` may say something else than `run`, or after `within` seconds."""
+        await self._runs.changed(run, within=within)
+
+    async def event_after(self, caller: Caller, any_id: str, *, cursor: int, within: float) -> int | None:
+        """Where to wait on from, once a task or one of its executions has an event after `cursor`; None: none came.
+
+        Raises:
+            TaskNotFound: the id is unknown.
+        """
+        require(caller, "read")
+        task_id = (await self._tasks.find(any_id, caller)).record.task_id
+        heard = await self._store.feed.wait(after=cursor, task_id=task_id, timeout=within)
+        return self._store.feed.head if heard else None
 
     async def get_progress(self, caller: Caller, any_id: str) -> views.ProgressInfo | None:
         """Document 004's progress body, or None where none was ever recorded."""
@@ -173,6 +202,18 @@ class Answers:
             status=read.status,
             removed_before=read.removed_before,
         )
+
+    async def last_events(self, caller: Caller, any_id: str, *, limit: int = 50) -> views.EventPage:
+        """The last `limit` events, oldest first; `next_cursor` is from where to read on.
+
+        Raises:
+            TaskNotFound: the id is unknown.
+        """
+        require(caller, "read")
+        read = await self._following.last(any_id, caller, limit=limit)
+        cursor = read.events[-1].cursor if read.events else 0
+        events = [event.message() for event in read.events]
+        return views.EventPage(events=events, next_cursor=cursor, done=read.done, status=read.status)
 
     async def follow_events(self, caller: Caller, any_id: str, *, cursor: int = 0) -> AsyncIterator[StoredEvent]:
         """History after `cursor`, then live, in order, without gap or repeat; ends when the run has ended."""

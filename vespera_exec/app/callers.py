@@ -19,7 +19,10 @@ def require(caller: Caller, scope: str) -> None:
         PermissionDenied: the caller lacks the scope.
     """
     if scope not in caller.scopes:
-        raise PermissionDenied(f"{caller.principal} lacks the scope {scope}", hint="use a token that has it")
+        raise PermissionDenied(
+            f"{caller.principal} lacks the scope {scope}",
+            hint=f"use a token that has it: `vespera-exec token create NAME --scope {scope}` makes one",
+        )
 
 
 def require_local(caller: Caller) -> None:

@@ -91,6 +91,20 @@ class Following:
             if not settled and events:
                 return await self._read(found, cursor, events, done=False)
 
+    async def last(self, any_id: str, caller: Caller, *, limit: int) -> Read:
+        """The last `limit` events, oldest first.
+
+        Raises:
+            TaskNotFound: the id is unknown.
+        """
+        found = await self._tasks.find(any_id, caller)
+        execution_id = found.life.execution_id if found.by_session and found.life is not None else None
+        done = self.is_done(found)
+        events = await self._store.feed.recent(
+            task_id=found.record.task_id, execution_id=execution_id, limit=min(limit, MAX_EVENTS)
+        )
+        return Read(events, done, found.life.status.value if found.life else None, None)
+
     async def _read(self, found: Found, cursor: int, events: list[StoredEvent], *, done: bool) -> Read:
         removed_before = None
         if events and not found.by_session:  # a session goes whole

@@ -14,13 +14,14 @@ import anyio
 
 from roles.registry import RoleRegistry
 from vespera_exec import paths
+from vespera_exec.app.access import Access
 from vespera_exec.app.owning import check_unserved, taken_by_daemon
 from vespera_exec.app.recovery import Recovery
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.starting import Starter
 from vespera_exec.app.tasks import LiveTasks
 from vespera_exec.app.tokens import default_token
-from vespera_exec.app.trust import made_here
+from vespera_exec.app.trust import derived_key, made_here
 from vespera_exec.engine.engine import Engine, EngineOptions
 from vespera_exec.engine.proctree import become_subreaper, sweep
 from vespera_exec.errors import DaemonUnavailable
@@ -95,6 +96,7 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                     ),
                 )
                 starter = Starter(store=store, tasks=tasks, roles=roles, settings=settings, owner=owner)
+                access = Access(store.journal, directory=derived_key(settings.data_dir, "tokens").hex())
                 vespera = Vespera(
                     settings=settings,
                     store=store,
@@ -102,6 +104,7 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                     roles=roles,
                     tasks=tasks,
                     starter=starter,
+                    access=access,
                     owners=owners,
                 )
                 recovery = Recovery(
@@ -113,7 +116,7 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                     trusted=trusted,
                     cancelled=store.cancels.noted(),
                 )
-                async with engine.running(), store.upkeep.running():
+                async with engine.running(), store.upkeep.running(), access.running():
                     recovery.take_over(unfinished)
                     await store.journal.sync()
                     store.cancels.clear()

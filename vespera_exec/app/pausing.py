@@ -9,6 +9,7 @@ import anyio
 from vespera_exec.app import checks, views
 from vespera_exec.app.tasks import meant
 from vespera_exec.model.enums import ExecutionStatus
+from vespera_exec.model.transitions import AT_WORK
 
 if TYPE_CHECKING:
     from vespera_exec.app.tasks import LiveTasks
@@ -81,6 +82,9 @@ class Pausing:
         execution = self._engine.execution_of(session.session_id)
         pending = execution is not None and execution.pause_pending
         if execution is None:
+            if asked := session.lifecycle.open_inputs:
+                keys = ", ".join(each.key for each in asked)
+                return _not_resumed(session, status, f"it waits for an answer: {keys}")
             self._unpark(session, checks.reason(reason))
         elif not execution.resume(checks.reason(reason)):
             return _not_resumed(session, session.lifecycle.status, _OVER)
@@ -105,20 +109,20 @@ class Pausing:
         return None, found.life.status if found.life is not None else S.IDLE
 
     def _unpark(self, session: ExecutionSession, reason: str) -> None:
-        """Of one that a dead owner left paused. The engine starts nothing of it before that is on disk."""
+        """Of one that has no slot. The engine starts nothing of it before that is on disk."""
         with session.ledger:
             if session.lifecycle.status is not S.PAUSED:
                 return
             session.resume(reason, queued=True)
-        self._engine.resumed(session)
+        self._engine.unpark(session)
 
 
 def _stay(session: ExecutionSession, reason: str) -> bool:
-    """Pause what a dead owner left and what has not gone on yet: nothing of it runs."""
+    """Pause what waits for its turn to go on, after a dead owner or an answer: nothing of it runs."""
     with session.ledger:
         if session.lifecycle.status is S.RECOVERING:
             session.update_status(S.PREPARING, "It has not gone on yet")
-        if session.lifecycle.status is S.PREPARING:
+        if session.lifecycle.status in AT_WORK:
             session.pause(reason)
         return session.lifecycle.status is S.PAUSED
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from vespera_exec.model.clock import Clock
+    from vespera_exec.model.inputs import Question
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.record import TaskRecord
     from vespera_exec.model.task import Task
@@ -62,7 +63,7 @@ def summary(
         lifecycle=life.status.lifecycle,
         current_phase=life.current_phase.value if life.current_phase else None,
         overall_progress=views.OverallProgress(
-            percentage=_rounded(progress.percentage), message=progress.overall.message
+            percentage=rounded(progress.percentage), message=progress.overall.message
         ),
         time_tracking=views.TimeView(
             elapsed_seconds=round(elapsed, 3),
@@ -121,7 +122,7 @@ def steps(life: Lifecycle, progress: Progress) -> views.ProgressInfo | None:
     return views.ProgressInfo(
         current_step=1 if begun else 0,
         total_steps=1,
-        percentage=_rounded(progress.percentage) or 0.0,
+        percentage=rounded(progress.percentage) or 0.0,
         current_step_name=(progress.overall.message or life.role_name or "main") if begun else None,
     )
 
@@ -132,7 +133,19 @@ def error(life: Lifecycle) -> dict[str, Json] | None:
     return dict(life.error) or None
 
 
-def _rounded(value: float | None) -> float | None:
+def open_inputs(life: Lifecycle) -> list[views.InputView]:
+    """The questions that wait for an answer."""
+    return [question(each) for each in life.open_inputs]
+
+
+def question(asked: Question) -> views.InputView:
+    assert asked.asked_at is not None
+    return views.InputView(
+        key=asked.key, kind=asked.kind, message=asked.message, schema=dict(asked.schema), asked_at=asked.asked_at
+    )
+
+
+def rounded(value: float | None) -> float | None:
     return round(value, 2) if value is not None else None
 
 
@@ -154,7 +167,7 @@ def work(tasks: Iterable[Task], *, resumes: Callable[[str], bool], limit: int) -
                 session_id=session.session_id,
                 title=task.record.title,
                 status=life.status.value,
-                kept=waits and resumes(life.role_name or ""),
+                kept=life.is_parked or (waits and resumes(life.role_name or "")),
             )
         )
     return sorted(shown, key=lambda row: row.kept)[:limit]

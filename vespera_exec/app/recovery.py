@@ -111,11 +111,12 @@ class Recovery:
         if session.lifecycle.status is S.CANCELLING:
             session.end_cancelled(outcome={"owner_died": life.owner})
             return None
-        began = life.status is not S.PENDING
+        began = life.status is not S.PENDING and not life.is_parked
         died = f"The server that ran it ({life.owner}) ended in the middle" if began else ""
         try:
             role, asked = self._may_go_on(life, left.request)
-            if began:
+            # What is done elsewhere went on without us: its worker has it still, or it waits for one as before.
+            if began and role.runner != "external":
                 self._recover(session, life, died)
         except _Refused as error:
             said = f"{died}; {error}" if began else f"{error}"[:1].upper() + f"{error}"[1:]
@@ -143,8 +144,12 @@ class Recovery:
             raise _Refused("what was asked for cannot be read any more") from None
         if not self._starter.permits(self._starter.caller(asked), role):
             raise _Refused(f"role {role.name} is not open any more to whoever asked for it")
+        if life.is_parked:
+            return role, asked  # nothing of it ran
         if life.status is S.COMPLETING:
             raise _Refused("its result was not yet written")
+        if role.runner == "external":
+            return role, asked  # it is done elsewhere, and that went on
         if life.status is not S.PENDING and role.on_interrupt != "resume":
             raise _Refused(f"role {role.name} does not resume")
         return role, asked

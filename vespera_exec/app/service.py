@@ -13,8 +13,10 @@ from vespera_exec import __version__
 from vespera_exec.app import checks, doctor, present, views
 from vespera_exec.app.answers import Answers
 from vespera_exec.app.callers import require, require_local
+from vespera_exec.app.inputs import Inputs
 from vespera_exec.app.pausing import Pausing
 from vespera_exec.app.tasks import meant
+from vespera_exec.app.workers import Workers
 from vespera_exec.errors import (
     Conflict,
     InvalidInput,
@@ -27,11 +29,12 @@ from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import ExecutionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from roles.registry import RoleRegistry
+    from vespera_exec.app.access import Access
     from vespera_exec.app.opening import Purpose
     from vespera_exec.app.starting import Starter
     from vespera_exec.app.tasks import LiveTasks
@@ -61,6 +64,7 @@ class Vespera(Answers):
         roles: RoleRegistry,
         tasks: LiveTasks,
         starter: Starter,
+        access: Access,
         owners: Sequence[Tenure] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -68,8 +72,11 @@ class Vespera(Answers):
             settings=settings, store=store, engine=engine, roles=roles, tasks=tasks, starter=starter, clock=clock
         )
         self.version = __version__
+        self.access = access
+        self.workers = Workers(store=store, engine=engine, roles=roles, shifts=starter.shifts, settings=settings)
         self._owners = owners
         self._pausing = Pausing(store, engine, tasks)
+        self._inputs = Inputs(store, engine, tasks)
 
     @classmethod
     def open(
@@ -218,6 +225,31 @@ class Vespera(Answers):
         require(caller, "operate")
         return await self._pausing.resume(any_id, caller, reason=reason)
 
+    async def answer_input(
+        self, caller: Caller, any_id: str, answers: Mapping[str, views.InputAnswer]
+    ) -> views.Answered:
+        """Answer questions that a run has asked, by their keys; on disk when this returns.
+
+        Keys that are unknown, or answered already, are ignored. Once the last question is answered it goes on; an
+        approval that is not given ends it, FAILED with code APPROVAL_REJECTED.
+
+        Raises:
+            TaskNotFound: the id is unknown.
+            InvalidInput: the content of one does not fit its form; nothing is recorded.
+            StoreUnavailable: an answer could not be written now.
+        """
+        require(caller, "operate")
+        return await self._inputs.answer(any_id, caller, answers)
+
+    async def list_inputs(self, caller: Caller, *, limit: int = 20) -> views.OpenInputs:
+        """The questions that wait for somebody, over all tasks that the caller sees, oldest first.
+
+        Raises:
+            InvalidInput: a limit outside 1 to 200.
+        """
+        require(caller, "read")
+        return await self._inputs.open(caller, limit=limit)
+
     # of the process
 
     @property
@@ -250,6 +282,12 @@ class Vespera(Answers):
             damage=next((each.what for each in self._store.upkeep.findings or () if each.severity == "error"), None),
             work=present.work(self._tasks.held(), resumes=self._resumes, limit=20),
             owners=present.owners(self._owners),
+        )
+
+    def visit(self, caller: Caller, *, url: str | None) -> views.Visitor:
+        """What `describe` is for somebody who does not see everything."""
+        return views.Visitor(
+            version=self.version, url=url, principal=caller.principal, scopes=sorted(caller.scopes)
         )
 
     async def doctor(self, caller: Caller) -> views.Checked:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -10,8 +12,10 @@ from weakref import WeakValueDictionary
 import orjson
 
 from roles.execution import RoleExecutor
+from roles.runners.external import Shifts
 from vespera_exec.app import checks, views
 from vespera_exec.engine.running import Job, Policy
+from vespera_exec.engine.work import WorkerNeeded
 from vespera_exec.errors import AlreadyExecuting, Conflict, InvalidInput, PermissionDenied
 from vespera_exec.model.events import Json, mapping
 from vespera_exec.model.ledger import RequestRecord
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from vespera_exec.store.store import Store
 
 COMMAND_ROLE = "command"
+_log = logging.getLogger(__name__)
 _LONGEST_GRACE_SECONDS = 4.0
 
 
@@ -44,34 +49,47 @@ class Starter:
         self._settings = settings
         self._owner = owner
         self._executor = RoleExecutor(allowed_roots=settings.allowed_roots)
+        self.shifts = Shifts()
+        self._allowed: Counter[str] = Counter()
+        self._denied: Counter[str] = Counter()
         self._keys: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
 
     def role(self, caller: Caller, name: str) -> Role:
-        """
+        """The role, for a caller who wants to use it: that is counted, and a refusal logged.
+
         Raises:
             RoleNotFound: there is none of that name, or its file is broken.
             PermissionDenied: this caller may not use it.
         """
         role = self._roles.get(name)
         if not self.permits(caller, role):
+            self._denied[role.name] += 1
+            _log.warning("%s may not use the role %s", caller.principal, role.name)
             hint = "over TCP it needs VESPERA_ALLOW_COMMAND_OVER_TCP=1" if name == COMMAND_ROLE else ""
             raise PermissionDenied(
                 f"Role {name} is not open to {caller.principal}", hint=hint or "list_roles shows what is allowed"
             )
+        self._allowed[role.name] += 1
         return role
+
+    def uses(self, role: Role) -> views.RoleUses:
+        """How often it was asked for since this process started."""
+        return views.RoleUses(allowed=self._allowed[role.name], denied=self._denied[role.name])
 
     def permits(self, caller: Caller, role: Role) -> bool:
         if role.name == COMMAND_ROLE and role.source == "builtin" and not caller.is_local:
             return self._settings.allow_command_over_tcp and "operate" in caller.scopes
         return role.permits(caller)
 
-    def new_task(self, caller: Caller, new: views.NewTask, *, complete: bool = False) -> Task:
-        """A recorded task. With `complete` the inputs must be all that the role needs.
+    def new_task(self, caller: Caller, new: views.NewTask) -> Task:
+        """A recorded task.
 
         Raises:
             InvalidInput, RoleNotFound, PermissionDenied: nothing has been recorded.
         """
-        role = self.role(caller, new.role) if new.role is not None else None
+        return self._made(caller, new, self.role(caller, new.role) if new.role is not None else None)
+
+    def _made(self, caller: Caller, new: views.NewTask, role: Role | None, *, complete: bool = False) -> Task:
         inputs = checks.inputs(new.inputs, self._settings)
         if complete and role is not None:
             inputs = self._completed(caller, role, inputs)
@@ -107,7 +125,7 @@ class Starter:
                 inputs=request.inputs or {},
                 priority=5 if request.priority is None else request.priority,
             )
-            task = self.new_task(caller, new, complete=True)
+            task = self._made(caller, new, role, complete=True)
             return self._enqueue(task, role, dict(task.inputs), caller, request)
         task = await self._tasks.get(request.task_id or "", caller)
         name = request.role or task.record.assigned_role
@@ -164,6 +182,7 @@ class Starter:
                 role.name,
                 priority=task.priority if request.priority is None else request.priority,
                 owner=self._owner,
+                message="Waiting for a worker" if role.runner == "external" else "Queued",
             )
             task.execution.change(inputs=inputs)
             task.ledger.keep(RequestRecord(run_id=session.run_id, body=orjson.dumps(asked)))
@@ -185,14 +204,23 @@ class Starter:
     def job(self, task: Task, session: ExecutionSession, role: Role, asked: Mapping[str, Json]) -> Job:
         """What the engine is given, from what was `asked` for: also by a later owner."""
 
+        external = role.runner == "external"
+
         async def run(work: Work) -> WorkResult:
-            return await self._executor.execute_task_with_tracking(task, role, work)
+            if not external:
+                return await self._executor.execute_task_with_tracking(task, role, work)
+            current = task.execution.current_session
+            lease = current.lifecycle.lease if current is not None else None
+            if lease is None:
+                raise WorkerNeeded("No worker has it")
+            return await self.shifts.serve(work, lease)
 
         return Job(
             task=task,
             session=session,
             run=run,
             caller=self.caller(asked),
+            slotless=external,
             policy=Policy(
                 timeout_seconds=asked.get("timeout_seconds")
                 or role.timeout_seconds

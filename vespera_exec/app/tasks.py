@@ -110,25 +110,20 @@ class LiveTasks:
             TaskNotFound: nothing.
             InvalidInput: several things.
         """
-        found = await self._find(any_id, caller)
-        if not caller.sees(found.record.principal):
-            raise TaskNotFound(any_id[:_LONGEST_ID])
-        return found
-
-    async def _find(self, any_id: str, caller: Caller) -> Found:
-        if task := self._known.get(any_id):
+        if (task := self._known.get(any_id)) and caller.sees(task.record.principal):
             return _live(task, None)
         if not any_id.isascii() or len(any_id) > _LONGEST_ID:
             raise TaskNotFound(any_id[:_LONGEST_ID].encode("ascii", "backslashreplace").decode())
         for task in self._held.values():
             session = task.execution.current_session
-            if session is not None and session.session_id == any_id:
+            if session is not None and session.session_id == any_id and caller.sees(task.record.principal):
                 return _live(task, any_id)
         known = await self._store.queries.get_known(any_id)
-        if known is None:
+        if known is None or not caller.sees(known.task.principal):
+            # Of what is not his he is told as of what does not exist, after the same work.
             any_id = await self._completed(any_id, caller)
             known = await self._store.queries.get_known(any_id)
-        if known is None:
+        if known is None or not caller.sees(known.task.principal):
             raise TaskNotFound(any_id)
         task_id = known.task.task_id
         execution_id = any_id if any_id != task_id else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import logging
 import os
 import secrets
@@ -53,6 +54,16 @@ def made_here(data_dir: Path, environ: Mapping[str, str]) -> bool:
     if foreign:
         _log.warning("%s was not made here by you: what was queued in it is not run", data_dir)
     return not foreign
+
+
+def derived_key(data_dir: Path, purpose: str) -> bytes:
+    """32 bytes that stay the same for this directory and `purpose`, over restarts, and that nobody else can tell.
+
+    They come from its secret, so those of a directory that was not made here are gone once it was taken in hand.
+    Where it has no secret, they are new each time.
+    """
+    secret = _read(data_dir / paths.INSTANCE) or secrets.token_hex(32)
+    return hmac.digest(secret.encode(), purpose.encode(), "sha256")
 
 
 def _name(secret: str) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vespera_exec.model.principal import Scope
+
 Json = Any
 
 
@@ -96,6 +98,13 @@ class TaskPage(View):
     total: int
 
 
+class RoleUses(View):
+    """How often a role was asked for since the server started."""
+
+    allowed: int
+    denied: int
+
+
 class RoleView(View):
     name: str
     description: str
@@ -105,12 +114,14 @@ class RoleView(View):
     allowed: bool
     """The caller may use it."""
     origin: Literal["builtin", "operator", "program"]
+    uses: RoleUses | None = None
+    """Null for who does not see everything."""
 
 
 class RoleList(View):
     roles: list[RoleView]
     problems: list[str]
-    """Role files that could not be read, one line each."""
+    """Role files that could not be read, one line each; empty for who does not see everything."""
 
 
 class OverallProgress(View):
@@ -185,6 +196,8 @@ class Status(View):
     session: Summary | None
     legacy_compatibility: Legacy
     recent_events: list[dict[str, Json]] | None = None
+    inputs: list[InputView] | None = None
+    """The questions that wait for an answer; null when there are none."""
 
 
 class ProgressInfo(View):
@@ -230,6 +243,98 @@ class Result(View):
     result_truncated: bool = False
     error: dict[str, Json] | None = None
     output: OutputPage | None = None
+
+
+class InputAnswer(Request):
+    """The answer to one question of a role."""
+
+    action: Literal["accept", "decline", "cancel"] = "accept"
+    content: dict[str, Json] | None = None
+
+
+class GiveAnswers(Request):
+    """Answers by the keys of their questions (`answers`), or one: to the question `key`, else to the only open one."""
+
+    answers: Annotated[dict[str, InputAnswer], Field(max_length=100)] | None = None
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    action: Literal["accept", "decline"] | None = None
+    content: dict[str, Json] | None = None
+
+
+class InputView(View):
+    """A question that a role has asked and nobody has answered."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+    key: str
+    kind: str
+    message: str
+    schema_: dict[str, Json] = Field(alias="schema")
+    """JSON Schema of the content of an answer: a flat object."""
+    asked_at: datetime
+
+
+class OpenInput(View):
+    """A question that waits for somebody, and who asks it."""
+
+    task_id: str
+    run_id: str
+    session_id: str
+    title: str
+    role: str | None
+    input: InputView
+
+
+class OpenInputs(View):
+    """What waits for somebody, oldest first; `total` counts also what is not shown."""
+
+    inputs: list[OpenInput]
+    total: int
+
+
+class Answered(View):
+    """The answer to answers. `success` says that at least one was taken, and is on disk.
+
+    `ignored` names those that were no open question's, `open` what is still to be answered.
+    """
+
+    success: bool
+    message: str
+    status: str
+    session_id: str | None = None
+    accepted: list[str]
+    ignored: list[str]
+    open: list[str]
+    reason: str | None = None
+
+
+class Run(View):
+    """A run as a whole, by its last attempt. `done`: its end is on disk, and nothing of it changes any more."""
+
+    run_id: str
+    task_id: str
+    session_id: str
+    role: str | None
+    status: str
+    lifecycle: str
+    message: str
+    percentage: float | None
+    phase: str | None
+    cursor: int
+    """All events up to here are in what this says."""
+    created_at: datetime
+    """Of the first attempt."""
+    updated_at: datetime
+    """Of the last event."""
+    ended_at: datetime | None
+    done: bool
+    inputs: list[InputView]
+    """The questions that wait for an answer."""
+    result: Json = None
+    result_truncated: bool = False
+    error: dict[str, Json] | None = None
+    expires_at: datetime | None = None
+    """From then on it is not found by its id; null: as long as it is kept."""
 
 
 class Cancelled(View):
@@ -358,3 +463,46 @@ class DaemonView(View):
     """What has begun, at most 20 of it: what the end of the daemon would interrupt comes first."""
     owners: list[OwnerView]
     """The last owners of the data directory, this one first."""
+
+
+class NewToken(Request):
+    """A token to be made. Without `expires_seconds` it is good until it is revoked."""
+
+    name: str
+    scopes: Annotated[list[Scope], Field(min_length=1)] = ["read", "operate"]
+    expires_seconds: Annotated[int, Field(gt=0, le=100 * 366 * 86_400)] | None = None
+    replace: bool = False
+    """Also where the name has been used; the token that has it now ends."""
+
+
+class TokenView(View):
+    """A named token, without its secret. `state` is valid, expired or revoked."""
+
+    id: str
+    name: str
+    principal: str
+    scopes: list[str]
+    state: str
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+class MadeToken(TokenView):
+    token: str
+    """Shown this once: only a digest of it is kept."""
+
+
+class TokenList(View):
+    tokens: list[TokenView]
+
+
+class Visitor(View):
+    """What the holder of a named token may know of the server and of himself."""
+
+    version: str
+    url: str | None
+    principal: str
+    scopes: list[str]

@@ -8,22 +8,20 @@ import os
 import shutil
 from collections import deque
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, Self
 
 import anyio
-import orjson
 
 from vespera_exec.engine.claims import ClaimQueue
+from vespera_exec.engine.endings import Endings
 from vespera_exec.engine.queue import WaitingQueue
-from vespera_exec.engine.running import Job, Outcome, OutputSink, RunningExecution
-from vespera_exec.engine.work import InputNeeded, Parked, WorkerNeeded
-from vespera_exec.errors import CancellationException, ExecutionError, InvalidInput, StoreUnavailable, VesperaError
+from vespera_exec.engine.running import Job, OutputSink, RunningExecution
+from vespera_exec.errors import StoreUnavailable, VesperaError
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
-from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel, ResourceType
-from vespera_exec.model.ledger import ResultRecord, Sink
+from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, ResourceType
+from vespera_exec.model.ledger import Sink
 from vespera_exec.model.transitions import AT_WORK
 from vespera_exec.store.writer import Sample as StoredSample
 
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from vespera_exec.engine.work import WorkResult
-    from vespera_exec.model.events import Json
     from vespera_exec.model.session import ExecutionSession
 
 _log = logging.getLogger(__name__)
@@ -147,12 +143,12 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         self._log = log
-        self._owner = owner
         self._scratch_root = scratch_root
         self._open_output = open_output
         self._sampler = sampler
         self._clock = clock
         self._options = options or EngineOptions()
+        self._endings = Endings(owner=owner, clock=clock, result_limit_bytes=self._options.result_limit_bytes)
         self._on_done = on_done
         self._queue: WaitingQueue[Job] = WaitingQueue()
         self._waiting: dict[str, Job] = {}
@@ -413,7 +409,7 @@ class Engine:
             outcome = await execution.run(group)
         finally:
             await self._remove(self._scratch_root / job.key)
-        return self._conclude(job, outcome)
+        return self._endings.conclude(job, outcome)
 
     def _new_execution(self, job: Job) -> RunningExecution:
         return RunningExecution(
@@ -528,137 +524,3 @@ class Engine:
                 await self._log.sync()
             except VesperaError as fault:
                 _log.warning("A cancel goes on before it is on disk: %s", fault)
-
-    # the end
-
-    def _conclude(self, job: Job, outcome: Outcome) -> Job | None:
-        """Decide what the outcome means; the next attempt, where there is one, or `job`, where that is parked."""
-        session, result, error = job.session, outcome.result, outcome.error or _reported(outcome.result)
-        if isinstance(error, WorkerNeeded) and outcome.rung is not None:
-            outcome = replace(outcome, rung="abandoned")
-        details = _details(outcome)
-        record = None
-        try:
-            record = self._record(session, result)
-        except TypeError as fault:
-            error = ExecutionError(f"The result is not JSON: {fault}", code="BAD_RESULT", recoverable=False)
-        with job.task.ledger:
-            if session.lifecycle.status.is_terminal:
-                return None  # concluded by somebody else
-            if session.lifecycle.status is S.PAUSED and not isinstance(error, WorkerNeeded):
-                session.resume("The work has ended")
-            for warning in result.warnings if result else ():
-                session.note(MessageLevel.WARNING, warning)
-            if isinstance(error, CancellationException) and not outcome.timed_out:
-                session.request_cancellation(error.reason)
-            if session.lifecycle.status is S.CANCELLING:
-                session.end_cancelled(outcome=details, result=record)
-            elif outcome.timed_out:
-                limit = job.policy.timeout_seconds
-                late = ExecutionError(f"Timed out after {limit:g} seconds of work", code="TIMEOUT")
-                return self._fail(job, late, details, record, timed_out=True)
-            elif isinstance(error, Parked):
-                return self._put_aside(job, error, details)
-            elif error is not None:
-                return self._fail(job, error, details, record)
-            else:
-                session.update_status(S.COMPLETING, "Finalizing")
-                session.enter_phase(ExecutionPhase.FINALIZATION, "Finalizing")
-                session.complete("Execution completed successfully", outcome=details, result=record)
-        return None
-
-    def _put_aside(self, job: Job, parked: Parked, details: Mapping[str, Json]) -> Job | None:
-        """`job`, which is parked; or as `_fail`, where what it asks cannot be asked."""
-        if isinstance(parked, WorkerNeeded):
-            return self._offer_again(job, str(parked), details)
-        job.session.end_lease(f"It has to wait: {parked}")
-        if not isinstance(parked, InputNeeded):
-            job.session.park(str(parked))
-            return job
-        problem = "it asks what has been answered"
-        try:
-            if job.session.ask(parked.questions):
-                return job
-        except InvalidInput as error:
-            problem = error.message
-        return self._fail(job, ExecutionError(problem, code="BAD_QUESTION", recoverable=False), details, None)
-
-    def _offer_again(self, job: Job, why: str, details: Mapping[str, Json]) -> Job | None:
-        """To RECOVERING, for the next worker; one that was paused stays so. As `_fail`, where that was too often."""
-        session, before = job.session, job.session.lifecycle
-        session.end_lease(why)
-        if before.recovery_attempts >= session.max_recovery_attempts:
-            last = f"{why}; that was the last of {session.max_recovery_attempts} recoveries"
-            return self._fail(job, ExecutionError(last, code="WORKER_LOST"), details, None)
-        at = before.checkpoint_at.isoformat() if before.checkpoint_at is not None else None
-        session.recover(why, details={"checkpoint_at": at})
-        session.enter_phase(ExecutionPhase.RECOVERY, why)
-        if before.status is S.PAUSED:
-            session.update_status(S.PREPARING, "It was paused, and stays so")
-            session.pause(before.status_message)
-        return job
-
-    def _fail(
-        self,
-        job: Job,
-        error: BaseException,
-        details: Mapping[str, Json],
-        record: ResultRecord | None,
-        *,
-        timed_out: bool = False,
-    ) -> Job | None:
-        session, rule = job.session, job.policy.retry
-        code = error.failure_code if isinstance(error, ExecutionError) else type(error).__name__
-        recoverable = getattr(error, "recoverable", True)
-        attempt = session.lifecycle.attempt
-        if rule is not None and recoverable and rule.applies(code, attempt):
-            following = job.task.execution.fail_for_retry(
-                error,
-                retry_at=self._clock.now() + timedelta(seconds=rule.delay(attempt)),
-                owner=self._owner,
-                timed_out=timed_out,
-                outcome=details,
-                result=record,
-            )
-            return replace(job, session=following) if following is not None else None
-        if timed_out:
-            session.time_out(str(error), outcome=details, result=record)
-        else:
-            session.fail(error, outcome=details, result=record)
-        return None
-
-    def _record(self, session: ExecutionSession, result: WorkResult | None) -> ResultRecord | None:
-        if result is None or result.output is None:
-            return None
-        body = orjson.dumps(result.output, option=orjson.OPT_NON_STR_KEYS, default=str)
-        limit = self._options.result_limit_bytes
-        if len(body) <= limit:
-            return ResultRecord(execution_id=session.session_id, body=body)
-        head = body[: limit // 2].decode("utf-8", "ignore")
-        cut = orjson.dumps({"truncated": True, "size_bytes": len(body), "head": head})
-        return ResultRecord(execution_id=session.session_id, body=cut, truncated=True)
-
-
-def _reported(result: WorkResult | None) -> ExecutionError | None:
-    """The failure that the work itself reports."""
-    if result is None or result.success:
-        return None
-    return ExecutionError(
-        result.error or "Execution failed",
-        code=result.error_code,
-        recoverable=result.recoverable,
-        context=dict(result.error_context),
-    )
-
-
-def _details(outcome: Outcome) -> dict[str, Json]:
-    details: dict[str, Json] = {}
-    if outcome.rung is not None:
-        details["rung"] = outcome.rung
-        details["forced"] = outcome.rung not in ("token", "sigint")
-    if outcome.result is not None:
-        if outcome.result.returncode is not None:
-            details["returncode"] = outcome.result.returncode
-        if outcome.result.quality_score is not None:
-            details["quality_score"] = outcome.result.quality_score
-    return details

@@ -25,8 +25,8 @@ class PhaseRecord(NamedTuple):
     exited_at: datetime | None = None
     duration_seconds: float | None = None
     outcome: str | None = None
-    """"completed", "failed" (ERROR_HANDLING followed), "interrupted" (RECOVERY followed), "parked" (called again later),
-    or how all ended."""
+    """"completed", "failed" (ERROR_HANDLING followed), "interrupted" (RECOVERY followed), "parked" (called
+    again later), or how all ended."""
 
     def to_dict(self) -> dict[str, Json]:
         return {

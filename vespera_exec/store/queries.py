@@ -345,7 +345,9 @@ class Queries:
         if principal is not None:
             where.add("t.principal = ?", principal)
         total = await self._count("input_requests i JOIN tasks t ON t.id = i.task", where)
-        rows = await self._rows(f"{_OPEN_INPUTS} {where} ORDER BY i.asked, i.execution, i.key LIMIT ?", *where.values, limit)
+        rows = await self._rows(
+            f"{_OPEN_INPUTS} {where} ORDER BY i.asked, i.execution, i.key LIMIT ?", *where.values, limit
+        )
         with self._decoding():
             found = [
                 OpenInput(

@@ -1,0 +1,544 @@
+"""Work that a worker elsewhere does: claimed once, reported on under a lease, never lost with the worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from roles.definition import Role
+from vespera_exec.app.service import Vespera
+from vespera_exec.app.views import Execute, Handle, InputAnswer
+from vespera_exec.app.worker_views import Claim, Claimed, Conclude, Concluded, Report, Reported
+from vespera_exec.errors import InvalidInput, LeaseLost, PermissionDenied, RoleNotFound
+from vespera_exec.model.principal import Caller
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
+Defining = Callable[..., None]
+ME = Caller(cwd="/", env={"PATH": os.environ["PATH"]})
+ANN = Caller("ann", frozenset({"worker"}), over_tcp=True, sees_only="ann")
+BEN = Caller("ben", frozenset({"worker"}), over_tcp=True, sees_only="ben")
+
+
+@pytest.fixture
+def define(tmp_path: Path) -> Defining:
+    """`define("review", "lease_seconds: 1")`: the role, done by workers."""
+
+    def make(name: str = "review", *lines: str) -> None:
+        folder = tmp_path / "roles"
+        folder.mkdir(exist_ok=True)
+        text = "\n".join((f"name: {name}", "runner: external", "inputs: {file: {type: string, default: a}}", *lines))
+        (folder / f"{name}.yaml").write_text(text + "\n")
+
+    make()
+    return make
+
+
+async def started(vespera: Vespera, role: str = "review", **more: Any) -> Handle:
+    return await vespera.execute_task(ME, Execute(title=more.pop("title", "Look at it"), role=role, **more))
+
+
+async def claimed(vespera: Vespera, caller: Caller = ME, *, wait_ms: int = 10_000, **asked: Any) -> Claimed:
+    claim = await vespera.workers.claim(caller, Claim(wait_ms=wait_ms, **asked))
+    assert claim.claimed
+    return claim
+
+
+async def report(vespera: Vespera, claim: Claimed, caller: Caller = ME, **said: Any) -> Reported:
+    asked = Report(session_id=claim.session_id or "", lease=claim.lease or "", **said)
+    return await vespera.workers.report(caller, asked)
+
+
+async def conclude(vespera: Vespera, claim: Claimed, caller: Caller = ME, **said: Any) -> Concluded:
+    asked = Conclude(session_id=claim.session_id or "", lease=claim.lease or "", **said)
+    return await vespera.workers.conclude(caller, asked)
+
+
+async def events(vespera: Vespera, handle: Handle) -> list[Any]:
+    return (await vespera.read_events(ME, handle.task_id, max_events=1000)).events
+
+
+async def became(vespera: Vespera, handle: Handle, status: str) -> Any:
+    """Its status, once it is that; fails after a deadline."""
+    cursor = 0
+    with anyio.fail_after(20):
+        while True:
+            now = await vespera.get_status(ME, handle.task_id)
+            if now.status == status:
+                return now
+            cursor = (await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)).next_cursor
+
+
+async def recorded(vespera: Vespera, handle: Handle, kind: str) -> None:
+    """Returns once the log has an event of this kind."""
+    cursor = 0
+    with anyio.fail_after(20):
+        while True:
+            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
+            if kind in [event["type"] for event in page.events]:
+                return
+            cursor = page.next_cursor
+
+
+async def heard(vespera: Vespera, claim: Claimed, told: Callable[[Reported], bool], **said: Any) -> Reported:
+    """The first answer to a report that tells this."""
+    with anyio.fail_after(10):
+        while True:
+            answer = await report(vespera, claim, **said)
+            if told(answer):
+                return answer
+            await anyio.sleep(0.01)
+
+
+# taking
+
+
+async def test_it_waits_for_a_worker_as_pending_and_takes_no_slot(opening: Opening, define: Defining) -> None:
+    async with opening(max_concurrent=1) as vespera:
+        first, second = await started(vespera), await started(vespera)
+
+        async def small(context: Any) -> str:
+            return "done"
+
+        vespera.roles.add(Role.from_callable(small, name="small", in_loop=True, inputs=None))
+        own = await started(vespera, "small", wait_ms=10_000)
+        assert own.status == "completed"
+        await claimed(vespera)
+        await claimed(vespera)
+        other = await started(vespera, "small", wait_ms=10_000)
+        assert other.status == "completed"
+        for handle in (first, second):
+            assert (await became(vespera, handle, "running")).done is False
+
+
+async def test_a_claim_gives_the_oldest_of_the_highest_priority_that_the_worker_may_do(
+    opening: Opening, define: Defining
+) -> None:
+    define("audit")
+    define("secret", "workers: {principals: [ben]}")
+    async with opening() as vespera:
+        await started(vespera, title="old")
+        await started(vespera, "audit", title="middle")
+        await started(vespera, title="young")
+        await started(vespera, "secret", title="bens", priority=9)
+        await started(vespera, "audit", title="urgent", priority=8)
+        got = [(await claimed(vespera, ANN)).title for _ in range(4)]
+        assert got == ["urgent", "old", "middle", "young"]
+        assert not (await vespera.workers.claim(ANN, Claim())).claimed
+        assert (await claimed(vespera, BEN)).title == "bens"
+        with pytest.raises(InvalidInput, match="secret"):
+            await vespera.workers.claim(ANN, Claim(roles=["secret"]))
+        with pytest.raises(RoleNotFound):
+            await vespera.workers.claim(ANN, Claim(roles=["nothing"]))
+
+
+async def test_a_claim_waits_for_a_task_and_says_what_there_is_to_know(opening: Opening, define: Defining) -> None:
+    async with opening() as vespera, anyio.create_task_group() as group:
+        got: list[Claimed] = []
+        taken = anyio.Event()
+
+        async def work() -> None:
+            got.append(await claimed(vespera, ANN, worker="claude-1"))
+            taken.set()
+
+        group.start_soon(work)
+        await anyio.wait_all_tasks_blocked()
+        handle = await started(vespera, description="Is it right?", inputs={"file": "b.py"})
+        with anyio.fail_after(10):
+            await taken.wait()
+        (claim,) = got
+        assert (claim.session_id, claim.task_id, claim.attempt) == (handle.session_id, handle.task_id, 1)
+        assert (claim.title, claim.description, claim.inputs) == ("Look at it", "Is it right?", {"file": "b.py"})
+        assert (claim.role, claim.checkpoint, claim.answers, claim.cancel) == ("review", None, {}, False)
+        assert claim.lease_seconds == 60
+        assert "come from whoever asked" in (claim.notice or "")
+        granted = [event for event in await events(vespera, handle) if event["type"] == "lease_granted"]
+        assert [event["details"]["lease"]["worker"] for event in granted] == ["claude-1"]
+        assert (claim.lease or "") not in str(await events(vespera, handle))
+
+
+@pytest.mark.promise("workers")
+async def test_a_thousand_tasks_are_claimed_by_eight_workers_each_exactly_once(
+    opening: Opening, define: Defining
+) -> None:
+    async with opening() as vespera:
+        asked: list[str] = []
+        got: list[str] = []
+
+        async def request() -> None:
+            handles = [await started(vespera) for _ in range(20)]
+            asked.extend(handle.session_id for handle in handles)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(50):
+                group.start_soon(request)
+
+        async def work() -> None:
+            while (claim := await vespera.workers.claim(ME, Claim())).claimed:
+                got.append(claim.session_id or "")
+
+        async with anyio.create_task_group() as group:
+            for _ in range(8):
+                group.start_soon(work)
+        assert len(got) == 1000
+        assert sorted(got) == sorted(asked)
+
+
+async def test_nobody_came_for_it_in_time(opening: Opening, define: Defining) -> None:
+    define("review", "wait_timeout_seconds: 0.1")
+    async with opening() as vespera:
+        handle = await started(vespera)
+        await became(vespera, handle, "timed_out")
+        assert not (await vespera.workers.claim(ME, Claim())).claimed
+
+
+async def test_whoever_lacks_the_scope_is_refused(opening: Opening, define: Defining) -> None:
+    reader = Caller("reader", frozenset({"read", "operate"}), over_tcp=True)
+    async with opening() as vespera:
+        await started(vespera)
+        with pytest.raises(PermissionDenied, match="worker"):
+            await vespera.workers.claim(reader, Claim())
+        claim = await claimed(vespera)
+        with pytest.raises(PermissionDenied, match="worker"):
+            await report(vespera, claim, reader, percentage=5)
+        with pytest.raises(PermissionDenied, match="worker"):
+            await conclude(vespera, claim, reader)
+
+
+@pytest.mark.promise("workers")
+async def test_what_a_worker_is_answered_is_on_disk_by_then(opening: Opening, define: Defining) -> None:
+    async with opening(linger_ms=60_000) as vespera:  # whoever does not wait for the disk waits for ever
+        handle = await started(vespera)
+        claim = await claimed(vespera)
+        assert "lease_granted" in [event["type"] for event in await events(vespera, handle)]
+        await report(vespera, claim, reports=[{"percentage": 10}, {"percentage": 20}, {"percentage": 30}])
+        assert "Progress: 30%" in [event["message"] for event in await events(vespera, handle)]
+        await report(vespera, claim, checkpoint=1)
+        assert "checkpoint_created" in [event["type"] for event in await events(vespera, handle)]
+        await conclude(vespera, claim)
+        assert "execution_completed" in [event["type"] for event in await events(vespera, handle)]
+
+
+# reporting
+
+
+async def test_what_a_worker_reports_is_in_the_log_when_it_is_answered(opening: Opening, define: Defining) -> None:
+    async with opening() as vespera:
+        handle = await started(vespera)
+        claim = await claimed(vespera, worker="w")
+        answer = await report(
+            vespera,
+            claim,
+            reports=[{"done": 1, "total": 4, "unit": "files"}, {"log": "one was odd", "level": "warning"}],
+            done=2,
+            total=4,
+            unit="files",
+            phase="reading",
+            message="b.py",
+            metrics={"findings": 250},
+            checkpoint={"file": 2},
+        )
+        assert (answer.ok, answer.refused, answer.cancel, answer.pause) == (True, [], False, False)
+        seen = await events(vespera, handle)
+        assert ("warning", "one was odd") in [(event["type"], event["message"]) for event in seen]
+        assert {"file": 2} in [event["details"].get("state") for event in seen]
+        status = await vespera.get_status(ME, handle.task_id)
+        assert status.session is not None
+        assert status.session.overall_progress.message == "reading: b.py"
+        custom = [event["details"].get("custom") for event in seen]
+        assert 250 in [each["findings"]["current"] for each in custom if each]
+
+
+async def test_a_report_that_makes_no_sense_is_named_and_the_others_are_taken(
+    opening: Opening, define: Defining
+) -> None:
+    async with opening() as vespera:
+        handle = await started(vespera)
+        claim = await claimed(vespera)
+        said = [{"percentage": 40}, {"percentage": "much"}, {"percentage": 20}, {"colour": "red"}, {"percentage": 50}]
+        answer = await report(vespera, claim, reports=said)
+        assert not answer.ok
+        assert [refusal.index for refusal in answer.refused] == [1, 2, 3]
+        assert "went back from 40 to 20" in answer.refused[1].reason
+        large = await report(vespera, claim, checkpoint="x" * 300_000)
+        assert "256 KiB" in large.refused[0].reason or "bytes" in large.refused[0].reason
+        progress = await vespera.get_progress(ME, handle.task_id)
+        assert progress is not None
+        assert progress.percentage == pytest.approx(30 + 50 * 0.6)
+
+
+async def test_what_it_returned_is_the_result_and_a_repeated_call_changes_nothing(
+    opening: Opening, define: Defining
+) -> None:
+    async with opening() as vespera:
+        handle = await started(vespera)
+        claim = await claimed(vespera, ANN)
+        done = await conclude(vespera, claim, ANN, result={"findings": []}, warnings=["b.py was empty"])
+        assert (done.ok, done.status, done.repeated) == (True, "completed", False)
+        both: list[Concluded] = []
+
+        async def end() -> None:
+            both.append(await conclude(vespera, twice, ANN))
+
+        again = await conclude(vespera, claim, ANN, success=False, error="no")
+        assert (again.ok, again.status, again.repeated) == (True, "completed", True)
+        result = await vespera.get_result(ME, handle.task_id)
+        assert (result.status, result.result) == ("completed", {"findings": []})
+        with pytest.raises(LeaseLost):
+            await report(vespera, claim, ANN, percentage=99)
+        await started(vespera)
+        twice = await claimed(vespera, ANN)
+        async with anyio.create_task_group() as group:
+            group.start_soon(end)
+            group.start_soon(end)
+        assert sorted(each.repeated for each in both) == [False, True]
+
+
+async def test_a_failure_that_the_role_retries_is_claimed_again_with_the_checkpoint(
+    opening: Opening, define: Defining
+) -> None:
+    define("review", "retry: {max_retries: 1, retry_on: [FLAKY], backoff_seconds: 0.1}")
+    async with opening() as vespera:
+        handle = await started(vespera)
+        first = await claimed(vespera)
+        await report(vespera, first, checkpoint=7)
+        failed = await conclude(vespera, first, success=False, error="net", error_code="FLAKY")
+        assert failed.status == "failed"
+        second = await claimed(vespera)
+        assert (second.attempt, second.checkpoint) == (2, 7)
+        assert second.session_id != handle.session_id
+        await conclude(vespera, second, success=False, error="net", error_code="FLAKY")
+        result = await vespera.get_result(ME, handle.task_id)
+        assert (result.done, result.error and result.error["code"]) == (True, "FLAKY")
+
+
+async def test_a_question_parks_the_task_until_another_worker_goes_on_with_the_answer(
+    opening: Opening, define: Defining
+) -> None:
+    async with opening() as vespera:
+        handle = await started(vespera)
+        first = await claimed(vespera, ANN)
+        schema = {"type": "object", "properties": {"depth": {"type": "integer"}}, "required": ["depth"]}
+        with pytest.raises(InvalidInput, match="ask"):
+            await report(vespera, first, ANN, ask={"message": "no key"})
+        asked = await report(
+            vespera, first, ANN, checkpoint=1, ask={"key": "depth", "message": "How deep?", "schema": schema}
+        )
+        assert (asked.ok, asked.parked) == (True, True)
+        assert (await became(vespera, handle, "paused")).status == "paused"
+        with pytest.raises(LeaseLost):
+            await report(vespera, first, ANN)
+        assert not (await vespera.workers.claim(BEN, Claim())).claimed
+        await vespera.answer_input(ME, handle.task_id, {"depth": InputAnswer(content={"depth": 3})})
+        second = await claimed(vespera, BEN)
+        assert (second.session_id, second.checkpoint) == (first.session_id, 1)
+        assert second.answers == {"depth": {"action": "accept", "content": {"depth": 3}}}
+        known = await report(vespera, second, BEN, ask={"key": "depth", "message": "How deep?", "schema": schema})
+        assert (known.ok, known.parked, known.answers) == (True, False, second.answers)
+        assert (await conclude(vespera, second, BEN)).status == "completed"
+
+
+# stopping
+
+
+async def test_a_worker_hears_of_a_cancel_with_its_next_answer_and_ends_it(opening: Opening, define: Defining) -> None:
+    async with opening() as vespera:
+        handle = await started(vespera)
+        claim = await claimed(vespera)
+        await vespera.cancel(ME, handle.task_id, reason="Not needed")
+        answer = await heard(vespera, claim, lambda answer: answer.cancel)
+        assert (answer.reason, answer.pause) == ("Not needed", False)
+        done = await conclude(vespera, claim, result={"half": True})
+        assert done.status == "cancelled"
+        status = await vespera.cancel(ME, handle.task_id)
+        assert status.reason == "it has ended (cancelled)"
+        outcomes = [event["details"].get("outcome") for event in await events(vespera, handle)]
+        assert [outcome["rung"] for outcome in outcomes if outcome] == ["token"]
+
+
+async def test_a_worker_that_goes_on_after_a_cancel_is_fenced_off_and_called_abandoned(
+    opening: Opening, define: Defining
+) -> None:
+    define("review", "grace_seconds: 0.2")
+    async with opening() as vespera:
+        handle = await started(vespera)
+        claim = await claimed(vespera)
+        began = anyio.current_time()
+        cancelled = await vespera.cancel(ME, handle.task_id, wait_ms=6000)
+        assert (cancelled.status, cancelled.rung) == ("cancelled", "abandoned")
+        assert anyio.current_time() - began < 5
+        before = await events(vespera, handle)
+        with pytest.raises(LeaseLost):
+            await report(vespera, claim, percentage=90)
+        with pytest.raises(LeaseLost):
+            await conclude(vespera, claim, result="too late")
+        assert await events(vespera, handle) == before
+
+
+async def test_time_at_work_is_limited_and_the_worker_is_told(opening: Opening, define: Defining) -> None:
+    define("review", "timeout_seconds: 0.1", "grace_seconds: 2")
+    async with opening() as vespera:
+        handle = await started(vespera)
+        claim = await claimed(vespera)
+        answer = await heard(vespera, claim, lambda answer: answer.cancel)
+        assert "Timeout" in answer.reason
+        assert (await conclude(vespera, claim)).status == "timed_out"
+        assert (await vespera.get_result(ME, handle.task_id)).status == "timed_out"
+
+
+async def test_it_is_paused_when_the_worker_says_so_and_goes_on_when_it_is_told(
+    opening: Opening, define: Defining
+) -> None:
+    async with opening() as vespera:
+        handle = await started(vespera)
+        claim = await claimed(vespera)
+        assert not (await report(vespera, claim, state="paused")).pause
+        asked = await vespera.pause(ME, handle.task_id, wait_ms=0)
+        assert (asked.pending, asked.status) == (True, "running")
+        assert (await heard(vespera, claim, lambda answer: answer.pause)).cancel is False
+        await anyio.wait_all_tasks_blocked()
+        assert (await vespera.get_status(ME, handle.task_id)).status == "running"  # the worker has not said so
+        assert (await report(vespera, claim, state="paused")).pause
+        await became(vespera, handle, "paused")
+        assert (await report(vespera, claim, state="paused")).pause
+        await vespera.resume(ME, handle.task_id)
+        assert not (await report(vespera, claim)).pause
+        assert (await became(vespera, handle, "running")).status == "running"
+        assert (await conclude(vespera, claim)).status == "completed"
+
+
+# losing
+
+
+@pytest.mark.promise("workers")
+async def test_when_reports_stop_the_next_worker_goes_on_and_the_lost_one_is_refused(
+    opening: Opening, define: Defining
+) -> None:
+    define("review", "lease_seconds: 0.3")
+    async with opening() as vespera:
+        handle = await started(vespera)
+        first = await claimed(vespera, ANN, worker="first")
+        await report(vespera, first, ANN, percentage=80, checkpoint={"file": 8})
+        second = await claimed(vespera, ANN, worker="second")
+        assert (second.session_id, second.checkpoint) == (first.session_id, {"file": 8})
+        assert second.lease != first.lease
+        with anyio.fail_after(10):
+            while "Worker second starts afresh" not in [event["message"] for event in await events(vespera, handle)]:
+                await report(vespera, second, ANN)
+        before = await events(vespera, handle)
+        for late in (report(vespera, first, ANN, percentage=90), conclude(vespera, first, ANN, result="late")):
+            with pytest.raises(LeaseLost):
+                await late
+        with pytest.raises(LeaseLost):
+            await report(vespera, second, BEN, percentage=5)  # with another's lease
+        assert await events(vespera, handle) == before
+        recovered = [event for event in before if event["type"] == "recovery_initiated"]
+        assert ["first" in event["message"] for event in recovered] == [True]
+        assert [event["details"]["fence"] for event in before if event["type"] == "lease_ended"] == [1]
+        assert [event["progress"]["percentage"] for event in before if event["type"] == "progress_update"][-1] == 30
+        assert (await conclude(vespera, second, ANN)).status == "completed"
+
+
+async def test_reports_however_empty_keep_the_lease(opening: Opening, define: Defining) -> None:
+    define("review", "lease_seconds: 0.5")
+    async with opening() as vespera:
+        await started(vespera)
+        claim = await claimed(vespera)
+        until = anyio.current_time() + 1.2
+        while anyio.current_time() < until:
+            assert (await report(vespera, claim)).lease_seconds == 0.5
+            await anyio.sleep(0.02)
+        assert (await conclude(vespera, claim)).status == "completed"
+
+
+async def test_after_the_last_recovery_it_fails_as_worker_lost(opening: Opening, define: Defining) -> None:
+    define("review", "lease_seconds: 0.02")
+    async with opening() as vespera:
+        handle = await started(vespera)
+        for _ in range(4):
+            await claimed(vespera)
+        ended = await became(vespera, handle, "failed")
+        assert ended.done
+        result = await vespera.get_result(ME, handle.task_id)
+        assert result.error is not None
+        assert result.error["code"] == "WORKER_LOST"
+
+
+async def test_a_paused_one_whose_worker_is_lost_stays_paused(opening: Opening, define: Defining) -> None:
+    define("review", "lease_seconds: 0.3")
+    async with opening() as vespera:
+        handle = await started(vespera)
+        claim = await claimed(vespera)
+        await vespera.pause(ME, handle.task_id, wait_ms=0)
+        await heard(vespera, claim, lambda answer: answer.pause)
+        await report(vespera, claim, state="paused")
+        await recorded(vespera, handle, "lease_ended")
+        await became(vespera, handle, "paused")
+        assert not (await vespera.workers.claim(ME, Claim(wait_ms=50))).claimed
+        await vespera.resume(ME, handle.task_id)
+        assert (await claimed(vespera)).session_id == handle.session_id
+
+
+# owners
+
+
+@pytest.mark.promise("workers")
+async def test_a_worker_keeps_its_lease_under_the_next_owner_and_no_recovery_is_burnt(
+    opening: Opening, define: Defining
+) -> None:
+    async with opening() as vespera:
+        handle, waiting = await started(vespera), await started(vespera)
+        claim = await claimed(vespera, ANN)
+        await report(vespera, claim, ANN, percentage=40, checkpoint={"file": 4})
+    async with opening() as vespera:
+        assert (await report(vespera, claim, ANN, percentage=60)).ok
+        status = await vespera.get_status(ME, handle.task_id)
+        assert status.status == "running"
+        kinds = [event["type"] for event in await events(vespera, handle)]
+        assert "recovery_initiated" not in kinds
+        assert kinds.count("lease_granted") == 1
+        assert (await claimed(vespera, BEN)).session_id == waiting.session_id
+        assert (await conclude(vespera, claim, ANN, result="all")).status == "completed"
+    async with opening() as vespera:
+        assert (await vespera.get_result(ME, handle.task_id)).result == "all"
+        assert (await conclude(vespera, claim, ANN)).repeated
+
+
+async def test_a_worker_that_died_with_the_owner_is_waited_for_as_long_as_its_lease(
+    opening: Opening, define: Defining
+) -> None:
+    define("review", "lease_seconds: 0.3")
+    async with opening() as vespera:
+        await started(vespera)
+        first = await claimed(vespera, ANN)
+        await report(vespera, first, ANN, checkpoint=3)
+    async with opening() as vespera:
+        assert not (await vespera.workers.claim(BEN, Claim())).claimed
+        second = await claimed(vespera, BEN)
+        assert (second.session_id, second.checkpoint) == (first.session_id, 3)
+        with pytest.raises(LeaseLost):
+            await report(vespera, first, ANN)
+
+
+async def test_one_that_was_paused_with_its_worker_stays_so_under_the_next_owner(
+    opening: Opening, define: Defining
+) -> None:
+    async with opening() as vespera:
+        handle = await started(vespera)
+        claim = await claimed(vespera)
+        await vespera.pause(ME, handle.task_id, wait_ms=0)
+        await heard(vespera, claim, lambda answer: answer.pause)
+        await report(vespera, claim, state="paused")
+        await became(vespera, handle, "paused")
+    async with opening() as vespera:
+        assert (await report(vespera, claim, state="paused")).pause
+        await vespera.resume(ME, handle.task_id)
+        assert not (await report(vespera, claim)).pause
+        assert (await conclude(vespera, claim)).status == "completed"

@@ -42,10 +42,12 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 WITHIN = 20
 
 
-def in_loop(work: Callable[..., Any], name: str) -> Role:
+def in_loop(work: Callable[..., Any], name: str, **policy: Any) -> Role:
     """A role for everybody, also over TCP."""
     anybody = Permissions(principals=("local",), scopes=("operate",))
-    return Role.from_callable(work, name=name, in_loop=True, inputs=None, permissions=anybody, grace_seconds=0.1)
+    return Role.from_callable(
+        work, name=name, in_loop=True, inputs=None, permissions=anybody, grace_seconds=0.1, **policy
+    )
 
 
 @dataclass
@@ -75,10 +77,13 @@ class Doors:
     gate: Gate
 
     @asynccontextmanager
-    async def client(self, kind: Kind) -> AsyncGenerator[Client]:
-        """A client that has connected in this way, as `ME` in memory and as the token's principal over TCP."""
+    async def client(self, kind: Kind, *, caller: Caller = ME, **options: Any) -> AsyncGenerator[Client]:
+        """A client that has connected in this way, as `caller` in memory and as the token's principal over TCP.
+
+        `options` are the SDK's for a `Client`.
+        """
         mode = "legacy" if kind in ("memory-legacy", "http-legacy", "sse") else "auto"
-        reset = current_caller.set(ME)
+        reset = current_caller.set(caller)
         try:
             async with AsyncExitStack() as stack:
                 target: Any = self.server
@@ -87,7 +92,7 @@ class Doors:
                 elif kind.startswith("http"):
                     http = await stack.enter_async_context(create_mcp_http_client(headers=BEARER))
                     target = streamable_http_client(f"{self.url}/mcp", http_client=http)
-                yield await stack.enter_async_context(Client(target, mode=mode, read_timeout_seconds=WITHIN))
+                yield await stack.enter_async_context(Client(target, mode=mode, read_timeout_seconds=WITHIN, **options))
         finally:
             current_caller.reset(reset)
 
@@ -113,6 +118,7 @@ async def opened(
                     build_http_app(vespera, mcp_routes=routes),
                     tcp=("127.0.0.1", 0),
                     token=TOKEN,
+                    named=vespera.access,
                     body_limit=settings.body_limit_bytes,
                 )
             )

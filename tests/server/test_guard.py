@@ -153,7 +153,7 @@ async def test_the_token_lets_a_tcp_caller_in_as_itself_and_never_as_local(echo:
         said = (await client.get("/", headers=headers)).json()
     assert said["principal"] == "token:default"
     assert said["over_tcp"] is True
-    assert said["scopes"] == ["operate", "read"]
+    assert said["scopes"] == ["operate", "read", "worker"]
     assert said["cwd"] is None
     assert said["env"] == {}
 

@@ -5,19 +5,29 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
+import anyio
 import pytest
 from mcp import Client
+from mcp.client.extension import ClientExtension, NotificationBinding, ResultClaim
+from mcp.server.extension import Extension
 from mcp.server.lowlevel import Server
 from mcp.server.mcpserver import server as sdk
-from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
+from mcp_types import CallToolResult, ElicitResult, Result, TextContent, ToolAnnotations
+from pydantic import BaseModel, ConfigDict
 
-from vespera_exec.server.mcp.adapter import OwnServer, lowlevel, own_tool
+from vespera_exec.server.mcp.adapter import ListenSession, OwnServer, elicit, lowlevel, notify, own_tool
 
 
-def echoing(seen: list[dict[str, Any]]) -> OwnServer:
-    async def answer(arguments: dict[str, Any], context: Any) -> CallToolResult:
+def unknown(name: str) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=f"what is {name}?")], is_error=True)
+
+
+def echoing(seen: list[dict[str, Any]], *, answer: Any = None) -> OwnServer:
+    async def echo(arguments: dict[str, Any], context: Any) -> CallToolResult:
         seen.append(arguments)
         await context.report_progress(1, message="half")
         return CallToolResult(
@@ -25,7 +35,7 @@ def echoing(seen: list[dict[str, Any]]) -> OwnServer:
         )
 
     tool = own_tool(
-        answer,
+        answer or echo,
         name="echo",
         title="Echo",
         description="Says it again",
@@ -33,9 +43,6 @@ def echoing(seen: list[dict[str, Any]]) -> OwnServer:
         output={"type": "object", "properties": {"a": {"type": ["integer", "null"]}}},
         annotations=ToolAnnotations(read_only_hint=True),
     )
-
-    def unknown(name: str) -> CallToolResult:
-        return CallToolResult(content=[TextContent(type="text", text=f"what is {name}?")], is_error=True)
 
     return OwnServer(name="test", tools=[tool], unknown_tool=unknown)
 
@@ -96,3 +103,91 @@ def test_what_sets_logging_up_for_other_servers_of_the_process_is_put_back() -> 
     echoing([])
     assert vars(sdk)["configure_logging"] is before
     assert logging.getLogger().handlers == handlers
+
+
+async def test_a_listen_stream_can_be_agreed_to_more_than_the_sdk_knows_and_carry_it() -> None:
+    """Middleware around the SDK's handler, whose acknowledgement goes through the session that it is given."""
+    server = echoing([])
+
+    async def beside(ctx: Any, call_next: Any) -> Any:
+        if ctx.method != "subscriptions/listen":
+            return await call_next(ctx)
+        acknowledged = anyio.Event()
+        async with anyio.create_task_group() as group:
+
+            async def tell() -> None:
+                await acknowledged.wait()
+                await notify(ctx, "notifications/ours", {"null": None, "_meta": {SUBSCRIPTION_ID_META_KEY: 7}})
+
+            group.start_soon(tell)
+            session: Any = ListenSession(ctx.session, {"ours": ["a"]}, acknowledged.set)
+            return await call_next(replace(ctx, session=session))
+
+    server.middleware.append(beside)
+    told: list[dict[str, Any]] = []
+    heard = anyio.Event()
+
+    class Ours(BaseModel):
+        model_config = ConfigDict(extra="allow")
+
+    async def take(params: Ours) -> None:
+        told.append(params.model_dump())
+        heard.set()
+
+    class Binding(ClientExtension):
+        identifier = "test/ours"
+
+        def notifications(self) -> list[NotificationBinding[Any]]:
+            return [NotificationBinding(method="notifications/ours", params_type=Ours, handler=take)]
+
+    async with Client(server, extensions=[Binding()]) as client, client.listen(tools_list_changed=True) as stream:
+        assert stream.honored.model_dump(exclude_none=True) == {"tools_list_changed": True, "ours": ["a"]}
+        with anyio.fail_after(5):
+            await heard.wait()
+    assert told[0]["null"] is None
+
+
+async def test_a_result_of_a_kind_of_its_own_goes_out_as_it_is_with_its_nulls() -> None:
+    class Making(Extension):
+        identifier = "test/making"
+
+        async def intercept_tool_call(self, params: Any, ctx: Any, call_next: Any) -> Any:
+            return {"resultType": "made", "ttl": None}
+
+    class Made(Result):
+        model_config = ConfigDict(extra="allow")
+        result_type: Literal["made"] = "made"
+
+    async def resolve(made: Made, context: Any) -> CallToolResult:
+        return CallToolResult(content=[], structured_content=made.model_dump())
+
+    class Taking(ClientExtension):
+        identifier = "test/making"
+
+        def claims(self) -> list[ResultClaim[Any]]:
+            return [ResultClaim(result_type="made", model=Made, resolve=resolve)]
+
+    server = OwnServer(name="test", tools=[], unknown_tool=unknown, extensions=[Making()])
+    async with Client(server, extensions=[Taking()]) as client:
+        result = await client.call_tool("any", {})
+    assert result.structured_content is not None
+    assert result.structured_content["ttl"] is None
+
+
+async def test_a_dialog_has_an_id_that_was_never_used_before() -> None:
+    ids, actions = list[Any](), list[str]()
+
+    async def ask(arguments: dict[str, Any], context: Any) -> CallToolResult:
+        replies = [await elicit(context.session, "Name?", {"type": "object", "properties": {}}) for _ in range(2)]
+        actions.extend(reply.action for reply in replies)
+        return CallToolResult(content=[], structured_content={})
+
+    async def on_elicit(context: Any, params: Any) -> ElicitResult:
+        ids.append(context.request_id)
+        return ElicitResult(action="decline")
+
+    for _ in range(2):
+        async with Client(echoing([], answer=ask), mode="legacy", elicitation_callback=on_elicit) as client:
+            await client.call_tool("echo", {})
+    assert len(set(ids)) == 4
+    assert actions == ["decline"] * 4

@@ -36,6 +36,7 @@ NAMES = {
     "cancel_task_execution",
     "pause_task_execution",
     "resume_task_execution",
+    "answer_task_input",
     "get_task_performance_metrics",
 }
 UNKNOWN = "no-such-task-anywhere"
@@ -60,7 +61,7 @@ async def test_the_tools_are_listed_with_schemas_and_hints_in_few_tokens(doors: 
         assert "execute_task" in client.instructions
     assert {tool.name for tool in listed.tools} == NAMES
     wire = listed.model_dump(mode="json", by_alias=True, exclude_none=True)["tools"]
-    assert len(orjson.dumps(wire)) / 4 < 3000
+    assert len(orjson.dumps(wire)) / 4 < 4000
     for tool in listed.tools:
         assert tool.title
         assert tool.description

@@ -14,6 +14,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteR
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from asking_roles import write_asking_role
 from daemon_place import WITHIN, Place
 from echo_place import HELLO, eventually
 
@@ -189,14 +190,16 @@ def started(place: Place, pages: int) -> str:
         )
 
 
-def followed(place: Place, door: Door, task_id: str, *, killed_at: int) -> tuple[list[Event], int]:
+def followed(
+    place: Place, door: Door, task_id: str, *, killed_at: Callable[[Event], bool], succeeded: Callable[[], object]
+) -> tuple[list[Event], int]:
     """What was heard up to the end, and how often a connection was lost or left on the way.
 
-    The daemon is killed when page `killed_at` has been heard, and the next one comes while the follower tries.
+    The daemon is killed when an event `killed_at` has been heard, and `succeeded` in a thread while the follower tries.
     """
     chance, events, lost = random.Random(11), list[Event](), 0
     serving, _ = paths.socket_paths(place.data_dir, place.environ)
-    successor = threading.Thread(target=place.start)
+    successor = threading.Thread(target=succeeded)
     while True:
         left = chance.randint(1, 6)
         try:
@@ -207,7 +210,7 @@ def followed(place: Place, door: Door, task_id: str, *, killed_at: int) -> tuple
                         return events, lost
                     assert not events or event["cursor"] > events[-1]["cursor"]
                     events.append(event)
-                    if page_of(event) == killed_at and successor.ident is None:
+                    if killed_at(event) and successor.ident is None:
                         place.started[0].kill()
                         place.started[0].wait()
                         (place.folder / "killed").touch()
@@ -247,7 +250,9 @@ def test_a_follower_cut_off_at_random_hears_everything_once_over_a_killed_daemon
     place: Place, door: Door, pages: int, disconnects: int
 ) -> None:
     task_id = started(place, pages)
-    heard, lost = followed(place, door, task_id, killed_at=pages // 2)
+    heard, lost = followed(
+        place, door, task_id, killed_at=lambda event: page_of(event) == pages // 2, succeeded=place.start
+    )
     assert heard == written(place, task_id)
     assert lost >= disconnects
     types = [event["type"] for event in heard]
@@ -255,3 +260,31 @@ def test_a_follower_cut_off_at_random_hears_everything_once_over_a_killed_daemon
     assert "execution_completed" in types
     assert {page_of(event) for event in heard} >= set(range(1, pages + 1))
     assert place.ask("/daemon")["pid"] == place.started[1].pid
+
+
+@pytest.mark.promise("reconnect")
+@pytest.mark.parametrize("door", [sse, long_poll, mcp_socket, mcp_http])
+def test_a_follower_of_a_run_that_asks_hears_question_and_answer_once_over_a_killed_daemon_too(
+    place: Place, door: Door
+) -> None:
+    starts = place.folder / "starts"
+    write_asking_role(place.folder / "roles-dir", starts)
+    place.start()
+    with place.http() as http:
+        task_id = http.post("/executions", json={"title": "It asks", "role": "asker"}).json()["task_id"]
+
+    def answered() -> None:
+        place.start()
+        with place.http() as http:
+            given = http.post(f"/tasks/{task_id}/inputs", json={"content": {"target": "staging"}})
+            assert given.json()["accepted"] == ["where"]
+
+    heard, lost = followed(
+        place, door, task_id, killed_at=lambda event: event["type"] == "execution_paused", succeeded=answered
+    )
+    assert heard == written(place, task_id)
+    assert lost
+    types = [event["type"] for event in heard]
+    story = ["approval_requested", "execution_paused", "owner_changed", "approval_approved", "execution_completed"]
+    assert [each for each in types if each in story] == story
+    assert starts.read_text().split() == ["started", "started"]

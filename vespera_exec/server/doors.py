@@ -23,6 +23,7 @@ from vespera_exec.server.http.app import build_http_app
 from vespera_exec.server.listeners import serve_http
 from vespera_exec.server.mcp.adapter import lowlevel
 from vespera_exec.server.mcp.http import mcp_over_http
+from vespera_exec.server.mcp.listening import listen_streams
 from vespera_exec.server.mcp.server import build_mcp_server
 
 if TYPE_CHECKING:
@@ -141,9 +142,11 @@ async def _serve(vespera: Vespera, settings: Settings) -> _End:
             unix_path=http_path,
             tcp=(settings.tcp_host, settings.tcp_port) if settings.tcp else None,
             token=token,
+            named=vespera.access,
             body_limit=settings.body_limit_bytes,
         ) as doors.http,
         serve_mcp_socket(mcp_path, talk, yields_to=doors.yields_to) as doors.mcp,
+        listen_streams(server),
     ):
         url, problem = doors.http.url, doors.http.tcp_problem
         _log.info("ready", extra={"data_dir": str(settings.data_dir), "url": url, "pid": os.getpid()})

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from vespera_exec.server.http.guard import Tokens
+
 _GRACE_SECONDS = 2
 _KEEP_ALIVE_SECONDS = 15
 _BACKLOG = 512
@@ -52,15 +54,17 @@ async def serve_http(
     unix_path: Path | None = None,
     tcp: tuple[str, int] | None = None,
     token: str | None = None,
+    named: Tokens | None = None,
     body_limit: int,
     websockets: bool = False,
 ) -> AsyncGenerator[HttpListeners]:
     """`app` behind its guard on the sockets that are named, while the block runs.
 
-    `tcp` is (numeric address or "localhost", port; 0 takes a free one) and needs `token`. A TCP address
-    that cannot be had is said in `tcp_problem` and stops nothing. The app's lifespan runs once. At the end
-    streams are told to close, requests get 2 s to finish, then they are cut. `websockets` accepts upgrades
-    (needs the package `websockets`); without it such a request is an ordinary one.
+    `tcp` is (numeric address or "localhost", port; 0 takes a free one) and needs `token`; `named` knows the
+    tokens that were made for others. A TCP address that cannot be had is said in `tcp_problem` and stops
+    nothing. The app's lifespan runs once. At the end streams are told to close, requests get 2 s to finish,
+    then they are cut. `websockets` accepts upgrades (needs the package `websockets`); without it such a
+    request is an ordinary one.
 
     Raises:
         DaemonUnavailable: `unix_path` is served by somebody else, or cannot be made.
@@ -84,7 +88,7 @@ async def serve_http(
                 host, port = bound.getsockname()[:2]
                 listeners.host, listeners.port = host, port
                 listeners.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-                door = TcpDoor(token=token, port=port, host=host)
+                door = TcpDoor(token=token, port=port, host=host, named=named)
                 plans.append((Guard(app, door, body_limit=body_limit), stack.enter_context(bound)))
         async with anyio.create_task_group() as group:
             lifespan = _Lifespan()

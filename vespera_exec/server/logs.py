@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from vespera_exec.model.tokens import FORM
 from vespera_exec.server.launch import LOG_LIMIT_BYTES, open_own
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 # What every record has; whatever else one carries came with `extra`.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _MASK = "***"
+_TOKEN = re.compile(FORM.pattern.decode())
 _secrets: list[str] = []
 
 
@@ -86,7 +89,7 @@ class _Lines(logging.Formatter):
             text = orjson.dumps({name: ascii(value) for name, value in line.items()}).decode()
         for secret in _secrets:
             text = text.replace(secret, _MASK)
-        return text
+        return _TOKEN.sub(_MASK, text)
 
 
 def _is_stderr(path: Path) -> bool:

@@ -14,7 +14,19 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from vespera_exec.app.callers import current_caller
-from vespera_exec.app.views import Backup, DaemonView, Execute, NewTask, Request
+from vespera_exec.app.replies import by_key
+from vespera_exec.app.views import (
+    Backup,
+    DaemonView,
+    Execute,
+    GiveAnswers,
+    InputView,
+    NewTask,
+    NewToken,
+    Request,
+    View,
+)
+from vespera_exec.app.worker_views import Claim, Conclude, Report
 from vespera_exec.errors import VesperaError
 from vespera_exec.server.http import requests
 from vespera_exec.server.http.problems import problem, problem_of, unexpected
@@ -91,6 +103,20 @@ class _Resume(Request):
     reason: str = "User requested"
 
 
+class _Inputs(Request):
+    limit: Annotated[int, Field(ge=1, le=200)] = 20
+
+
+class _RunInputs(View):
+    """The questions that a run waits for."""
+
+    task_id: str
+    session_id: str | None
+    status: str
+    done: bool
+    inputs: list[InputView]
+
+
 def build_http_app(
     vespera: Vespera,
     *,
@@ -127,11 +153,18 @@ class _Api:
             _route("GET", "/tasks/{id}/definition", self.definition),
             _route("POST", "/executions", self.execute),
             _route("GET", "/executions/{id}", self.status),
+            _route("GET", "/inputs", self.all_inputs),
+            _route("POST", "/work/claim", self.claim),
+            _route("POST", "/work/report", self.report),
+            _route("POST", "/work/complete", self.conclude),
             _route("GET", "/roles", self.roles),
             _route("GET", "/daemon", self.daemon),
             _route("POST", "/doctor", self.doctor),
             _route("POST", "/backup", self.backup),
             _route("GET", "/healthz", self.healthz),
+            _route("POST", "/tokens", self.create_token),
+            _route("GET", "/tokens", self.list_tokens),
+            _route("DELETE", "/tokens/{id}", self.revoke_token),
         ]
         for prefix in ("/tasks/{id}", "/executions/{id}"):
             routes += [
@@ -142,6 +175,8 @@ class _Api:
                 _route("POST", prefix + "/cancel", self.cancel),
                 _route("POST", prefix + "/pause", self.pause),
                 _route("POST", prefix + "/resume", self.resume),
+                _route("GET", prefix + "/inputs", self.inputs),
+                _route("POST", prefix + "/inputs", self.answer),
                 _route("GET", prefix + "/metrics", self.metrics),
             ]
         return list(routes)
@@ -238,9 +273,51 @@ class _Api:
         answer = await self._vespera.resume(current_caller.get(), _id(request), reason=asked.reason)
         return _json(answer, status=200 if answer.success else 409)
 
+    async def all_inputs(self, request: HttpRequest) -> Response:
+        asked = requests.query(request, _Inputs)
+        return _json(await self._vespera.list_inputs(current_caller.get(), limit=asked.limit))
+
+    async def inputs(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        status = await self._vespera.get_status(current_caller.get(), _id(request))
+        return _json(
+            _RunInputs(
+                task_id=status.task_id,
+                session_id=status.session_id,
+                status=status.status,
+                done=status.done,
+                inputs=status.inputs or [],
+            )
+        )
+
+    async def answer(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        caller, any_id = current_caller.get(), _id(request)
+        given = await requests.body(request, GiveAnswers)
+        status = await self._vespera.get_status(caller, any_id)
+        answered = await self._vespera.answer_input(caller, any_id, by_key(given, status.inputs))
+        return _json(answered, status=200 if answered.success else 409)
+
     async def metrics(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         return _json(await self._vespera.get_metrics(current_caller.get(), _id(request)))
+
+    async def claim(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        asked = await requests.body(request, Claim)
+        # Given to a client that is gone, a task would wait for the end of its lease.
+        claimed = await requests.while_connected(request, self._vespera.workers.claim(current_caller.get(), asked))
+        return Response(status_code=204) if claimed is None else _json(claimed)
+
+    async def report(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        asked = await requests.body(request, Report)
+        return _json(await self._vespera.workers.report(current_caller.get(), asked))
+
+    async def conclude(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        asked = await requests.body(request, Conclude)
+        return _json(await self._vespera.workers.conclude(current_caller.get(), asked))
 
     async def roles(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
@@ -248,7 +325,8 @@ class _Api:
 
     async def daemon(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
-        return _json(self._describe())
+        caller, whole = current_caller.get(), self._describe()
+        return _json(whole if caller.sees_only is None else self._vespera.visit(caller, url=whole.url))
 
     async def doctor(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
@@ -259,6 +337,19 @@ class _Api:
         requests.query(request, _Nothing)
         asked = await requests.body(request, Backup)
         return _json(await self._vespera.backup(current_caller.get(), asked), status=201)
+
+    async def create_token(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        asked = await requests.body(request, NewToken)
+        return _json(await self._vespera.access.create(current_caller.get(), asked), status=201)
+
+    async def list_tokens(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        return _json(self._vespera.access.listed(current_caller.get()))
+
+    async def revoke_token(self, request: HttpRequest) -> Response:
+        requests.query(request, _Nothing)
+        return _json(await self._vespera.access.revoke(current_caller.get(), _id(request)))
 
     async def healthz(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import unquote_to_bytes
@@ -12,14 +13,21 @@ from urllib.parse import unquote_to_bytes
 import orjson
 
 from vespera_exec.app.callers import current_caller
+from vespera_exec.errors import Unauthenticated
 from vespera_exec.model.principal import Caller, allowed_env
+from vespera_exec.model.tokens import FORM, TOKEN_PRINCIPAL
 from vespera_exec.server.http.problems import Refused
 from vespera_exec.server.incoming import MOST_VALUES, has_too_many_values
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from anyio import CancelScope
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-TOKEN_PRINCIPAL = "token:default"
+    from vespera_exec.app.access import Admission
+
+_TOKEN_PARAMETERS = (b"token", b"access_token")
 _CWD = b"x-vespera-cwd"
 _ENV = b"x-vespera-env"
 
@@ -27,18 +35,38 @@ _ENV = b"x-vespera-env"
 class Door(Protocol):
     """How one listener tells its callers apart."""
 
-    def admit(self, headers: Headers) -> Caller:
+    def admit(self, headers: Headers) -> Pass:
         """Raises Refused."""
         ...
 
 
-class Headers:
-    """The headers of one request, by lower-case name. Values are compared as bytes."""
+class Tokens(Protocol):
+    """Who knows the named tokens: `app.access.Access`."""
 
-    __slots__ = ("_raw",)
+    def admit(self, given: bytes) -> Admission:
+        """Raises Unauthenticated."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Who has come in; with a named token for as long as `admission` says."""
+
+    caller: Caller
+    admission: Admission | None = None
+
+    def while_valid(self) -> AbstractContextManager[CancelScope | None]:
+        return nullcontext() if self.admission is None else self.admission.while_valid()
+
+
+class Headers:
+    """The headers of one request, by lower-case name, and its query string. Values are compared as bytes."""
+
+    __slots__ = ("_raw", "query")
 
     def __init__(self, scope: Scope) -> None:
         self._raw: list[tuple[bytes, bytes]] = scope["headers"]
+        self.query: bytes = scope["query_string"]
 
     def all(self, name: bytes) -> list[bytes]:
         return [value for key, value in self._raw if key.lower() == name]
@@ -51,13 +79,17 @@ class Headers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpDoor:
-    """Anything on this machine, and any page in its browsers, can knock here: token, Host and Origin must all fit."""
+    """Anything on this machine, and any page in its browsers, can knock here: token, Host and Origin must all fit.
+
+    `token` is the user's own; `named` knows those that he has made for others.
+    """
 
     token: str
     port: int
     host: str = "127.0.0.1"
+    named: Tokens | None = None
 
-    def admit(self, headers: Headers) -> Caller:
+    def admit(self, headers: Headers) -> Pass:
         names = self._names()
         host = headers.only(b"host")
         if host is None or host.lower() not in names:
@@ -65,15 +97,12 @@ class TcpDoor:
         origins = headers.all(b"origin")
         if origins and not (len(origins) == 1 and origins[0] in {b"http://" + name for name in names}):
             raise Refused(403, "WRONG_ORIGIN", "Pages of other origins may not call this server")
-        if not self._knows(headers.only(b"authorization")):
+        entry = self._entry(headers.only(b"authorization"))
+        if _holds_token(headers.query):
             raise Refused(
-                401,
-                "UNAUTHENTICATED",
-                "Every request over TCP needs the token",
-                hint="send `Authorization: Bearer` with the content of the file `token` in the data directory",
-                headers={"WWW-Authenticate": "Bearer"},
+                400, "INVALID_INPUT", "A token does not belong into an address", hint="send `Authorization: Bearer`"
             )
-        return Caller(principal=TOKEN_PRINCIPAL, over_tcp=True)
+        return entry
 
     def _names(self) -> set[bytes]:
         own = f"[{self.host}]" if ":" in self.host else self.host
@@ -81,9 +110,20 @@ class TcpDoor:
         names = {f"{host}:{self.port}".encode() for host in hosts}
         return names | {host.encode() for host in hosts} if self.port == 80 else names
 
-    def _knows(self, authorization: bytes | None) -> bool:
+    def _entry(self, authorization: bytes | None) -> Pass:
         scheme, _, given = (authorization or b"").partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.token.encode())
+        given = given.strip() if scheme.lower() == b"bearer" else b""
+        if hmac.compare_digest(given, self.token.encode()):
+            return Pass(Caller(principal=TOKEN_PRINCIPAL, over_tcp=True))
+        why = "Every request over TCP needs a valid token"
+        if self.named is not None:
+            try:
+                admission = self.named.admit(given)
+            except Unauthenticated as error:
+                why = error.message
+            else:
+                return Pass(admission.caller, admission)
+        raise unauthenticated(why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +133,10 @@ class SocketDoor:
     `X-Vespera-Cwd` is a percent-encoded UTF-8 path, `X-Vespera-Env` the base64 of a JSON object of strings.
     """
 
-    def admit(self, headers: Headers) -> Caller:
+    def admit(self, headers: Headers) -> Pass:
         if headers.all(b"origin"):
             raise Refused(403, "WRONG_ORIGIN", "Pages may not call this socket")
-        return Caller(cwd=_cwd(headers.only(_CWD)), env=_env(headers.only(_ENV)))
+        return Pass(Caller(cwd=_cwd(headers.only(_CWD)), env=_env(headers.only(_ENV))))
 
 
 class Guard:
@@ -104,7 +144,8 @@ class Guard:
 
     A body arrives whole or not at all: more than `body_limit` bytes are 413, declared or counted; more JSON
     values than can be parsed without holding up others are 400. A body must be JSON (`application/json`,
-    UTF-8), else 415.
+    UTF-8), else 415. When the token of a request ceases to be valid, so does the request: an answer that has
+    begun ends where it is, one that has not is 401.
     """
 
     def __init__(self, app: ASGIApp, door: Door, *, body_limit: int) -> None:
@@ -125,19 +166,22 @@ class Guard:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope)
+        answer = _Answer(send)
         try:
-            caller = self._door.admit(headers)
-            _check_media_type(headers)
-            body = await self._body(headers, receive)
+            entry = self._door.admit(headers)
+            with entry.while_valid() as valid:
+                _check_media_type(headers)
+                body = await self._body(headers, receive)
+                if body is not None:
+                    await self._pass(entry.caller, scope, _replayed(body, receive), answer.send)
+            if valid is not None and valid.cancelled_caught:
+                await answer.cut(scope, receive)
         except Refused as refusal:
             await refusal.response()(scope, receive, send)
-            return
-        if body is not None:
-            await self._pass(caller, scope, _replayed(body, receive), send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            caller = self._door.admit(Headers(scope))
+            entry = self._door.admit(Headers(scope))
         except Refused as refusal:
             await receive()
             if "websocket.http.response" in scope.get("extensions", {}):
@@ -145,7 +189,10 @@ class Guard:
             else:
                 await send({"type": "websocket.close", "code": 1008})
             return
-        await self._pass(caller, scope, receive, send)
+        with entry.while_valid() as valid:
+            await self._pass(entry.caller, scope, receive, send)
+        if valid is not None and valid.cancelled_caught:
+            await send({"type": "websocket.close", "code": 1008})
 
     async def _pass(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         before = current_caller.set(caller)
@@ -178,6 +225,37 @@ class Guard:
 
     def _too_large(self) -> Refused:
         return Refused(413, "BODY_TOO_LARGE", f"A body may have at most {self._body_limit} bytes")
+
+
+class _Answer:
+    """An answer on its way: how much of it has been sent."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._begun = False
+        self._complete = False
+
+    async def send(self, message: Message) -> None:
+        self._begun = True
+        self._complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await self._send(message)
+
+    async def cut(self, scope: Scope, receive: Receive) -> None:
+        """End it here: as if it were whole where it has begun, since the client can do no more with it either way."""
+        if not self._begun:
+            await unauthenticated("The token is no longer valid").response()(scope, receive, self._send)
+        elif not self._complete:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def unauthenticated(why: str) -> Refused:
+    hint = "send `Authorization: Bearer` with a token: the file `token` of the data directory, or one made by its user"
+    return Refused(401, "UNAUTHENTICATED", why, hint=hint, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _holds_token(query: bytes) -> bool:
+    names = {part.partition(b"=")[0].lower() for part in query.split(b"&")} if query else set[bytes]()
+    return not names.isdisjoint(_TOKEN_PARAMETERS) or FORM.search(query) is not None
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

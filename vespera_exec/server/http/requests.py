@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+import anyio
 from pydantic import ValidationError
 
 from vespera_exec.app import checks
 from vespera_exec.app.views import Request
-from vespera_exec.errors import InvalidInput
+from vespera_exec.errors import InvalidInput, VesperaError
 from vespera_exec.model.jsonable import parsed_json
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from starlette.requests import Request as HttpRequest
 
 _R = TypeVar("_R", bound=Request)
+_T = TypeVar("_T")
 
 
 def query(request: HttpRequest, shape: type[_R]) -> _R:
@@ -54,6 +58,32 @@ async def body(request: HttpRequest, shape: type[_R]) -> _R:
         return shape.model_validate(given, strict=True)
     except ValidationError as error:
         raise InvalidInput(_complaint(error, "field"), hint=_allowed(shape)) from None
+
+
+async def while_connected(request: HttpRequest, call: Awaitable[_T]) -> _T | None:
+    """What `call` gives; None where the client went away first, and the call with it. The body has been read.
+
+    Raises:
+        VesperaError: as `call`.
+    """
+    given: _T | None = None
+    refusal: VesperaError | None = None
+
+    async def until_gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(until_gone)
+        try:
+            given = await call
+        except VesperaError as error:
+            refusal = error  # raised in here it would come out as a group
+        group.cancel_scope.cancel()
+    if refusal is not None:
+        raise refusal
+    return given
 
 
 def _is_flag(shape: type[Request], name: str) -> bool:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 from mcp_types import CallToolResult, TextContent
 
+from vespera_exec.model.enums import ExecutionStatus
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vespera_exec.app.views import Json, Result, Status, View
+    from vespera_exec.app.views import Json, Result, Run, Status, View
     from vespera_exec.errors import VesperaError
 
 PAGE_CHARACTERS = 40_000
@@ -71,12 +73,47 @@ def result(view: Result) -> dict[str, Json]:
     """A result for a model: one that is too large is cut, as the beginning of its JSON text."""
     # Not by the view's own dump: `result` is the work's, its nulls mean something.
     answer = of(view, keep=("result",))
-    body = orjson.dumps(view.result)
+    _put_result(answer, view.result)
+    return answer
+
+
+def run_result(run: Run) -> CallToolResult:
+    """What `execute_task` answers about a run that it has waited for; an error where the run failed or timed out."""
+    answer = of_run(run)
+    failed = run.status in (ExecutionStatus.FAILED, ExecutionStatus.TIMED_OUT)
+    text = dumped(answer).decode()
+    return CallToolResult(content=[_text(text)], structured_content=answer, is_error=run.done and failed)
+
+
+def of_run(run: Run) -> dict[str, Json]:
+    """A run for a model: with its result once it is done, or the questions that it waits for."""
+    answer: dict[str, Json] = {
+        "task_id": run.task_id,
+        "run_id": run.run_id,
+        "session_id": run.session_id,
+        "status": run.status,
+        "cursor": run.cursor,
+        "done": run.done,
+    }
+    if run.inputs:
+        answer["inputs"] = [each.model_dump(mode="json") for each in run.inputs]
+    if run.done and run.error is not None:
+        answer["error"] = str(run.error.get("message"))
+        answer["error_code"] = str(run.error.get("code"))
+    if run.done and (run.result is not None or run.status == ExecutionStatus.COMPLETED):
+        if run.result_truncated:
+            answer["result_truncated"] = True
+        _put_result(answer, run.result)
+    return answer
+
+
+def _put_result(answer: dict[str, Json], result: Json) -> None:
+    body = orjson.dumps(result)
+    answer["result"] = result
     if len(body) > PAGE_CHARACTERS:
         answer["result"] = body[:PAGE_CHARACTERS].decode(errors="ignore")
         answer["result_truncated"] = True
         answer["result_bytes"] = len(body)
-    return answer
 
 
 def _text(text: str) -> TextContent:

@@ -13,34 +13,41 @@ from vespera_exec.app.callers import current_caller
 from vespera_exec.errors import ExecutionNotFound, TaskNotFound, VesperaError
 from vespera_exec.server.mcp import answers, schemas
 from vespera_exec.server.mcp.adapter import OwnTool, own_tool
+from vespera_exec.server.mcp.asking import NextRound, host_of
 from vespera_exec.server.mcp.watching import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mcp.server.mcpserver import Context
-    from mcp_types import CallToolResult
+    from mcp_types import CallToolRequestParams, CallToolResult, InputRequiredResult
 
     from vespera_exec.app import views
     from vespera_exec.app.service import Vespera
     from vespera_exec.app.views import Json
     from vespera_exec.model.principal import Caller
+    from vespera_exec.server.mcp.asking import Board, Host
+    from vespera_exec.server.mcp.tasks import Start
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a tool: whose it is, and how to keep the client up to date while it is open."""
+    """One call of a tool: whose it is, how to keep the client up to date while it is open, how to ask its user."""
 
     vespera: Vespera
     caller: Caller
     watch: Watch
+    host: Host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolPlan:
-    """A tool before it is bound. `use` takes the call and the checked arguments; `not_found` it promises then."""
+    """A tool before it is bound. `use` takes the call and the checked arguments; `not_found` it promises then.
+
+    `meta` is its `_meta` in `tools/list`.
+    """
 
     name: str
     title: str
@@ -55,30 +62,30 @@ class ToolPlan:
     destroys: bool = False
     repeatable: bool = True
     opens_world: bool = False
+    meta: dict[str, Json] | None = None
+    starts: Callable[[Vespera, Caller, Any], Awaitable[views.Handle]] | None = None
+    """Where its call may become an MCP task: starts the run, without waiting for it."""
 
 
-def bound(plan: ToolPlan, vespera: Vespera, heartbeat_seconds: float) -> OwnTool:
+def bound(plan: ToolPlan, vespera: Vespera, heartbeat_seconds: float, board: Board) -> OwnTool:
     """The tool, over one `Vespera`. Whoever calls it is found in `current_caller`."""
 
-    async def answer(arguments: dict[str, Any], context: Context[Any, Any]) -> CallToolResult:
+    async def answer(arguments: dict[str, Any], context: Context[Any, Any]) -> CallToolResult | InputRequiredResult:
         async def report(progress: float, message: str) -> None:
             await context.report_progress(progress, message=message)
 
         caller = current_caller.get()
-        watch = Watch(vespera=vespera, caller=caller, report=report, heartbeat_seconds=heartbeat_seconds)
         try:
             taken = schemas.check(plan.takes, arguments)
-            return answers.success(await plan.use(Call(vespera, caller, watch), taken))
-        except (TaskNotFound, ExecutionNotFound) as error:
-            return answers.failure(error, plan.not_found)
-        except VesperaError as error:
-            return answers.failure(error)
-        except Exception:
-            # Supervisor boundary: a fault of ours costs this call only, and its text stays in our log.
-            number = uuid.uuid4().hex[:12]
-            log.exception("tool %s failed (%s)", plan.name, number)
-            fault = VesperaError(f"Internal error {number}", hint="the server's log says more under this number")
-            return answers.failure(fault, {"error_code": "INTERNAL_ERROR"})
+            host = host_of(context, board)
+            watch = Watch(vespera=vespera, caller=caller, report=report, host=host, heartbeat_seconds=heartbeat_seconds)
+            await host.take_replies(vespera, caller)
+            return answers.success(await plan.use(Call(vespera, caller, watch, host), taken))
+        except NextRound as round:
+            return round.result
+        # Supervisor boundary: a fault of ours costs this call only.
+        except Exception as error:  # noqa: BLE001
+            return refusal(plan, error)
 
     return own_tool(
         answer,
@@ -93,4 +100,35 @@ def bound(plan: ToolPlan, vespera: Vespera, heartbeat_seconds: float) -> OwnTool
             idempotent_hint=plan.repeatable,
             open_world_hint=plan.opens_world,
         ),
+        meta=plan.meta,
     )
+
+
+def start_of(plan: ToolPlan, vespera: Vespera) -> Start | None:
+    """How a call of the tool becomes a task, where it can; wrong arguments are answered as the tool answers them."""
+    starts = plan.starts
+    if starts is None:
+        return None
+
+    async def start(caller: Caller, params: CallToolRequestParams) -> views.Handle | CallToolResult:
+        try:
+            return await starts(vespera, caller, schemas.check(plan.takes, params.arguments or {}))
+        # Supervisor boundary, as of the tool itself.
+        except Exception as error:  # noqa: BLE001
+            return refusal(plan, error)
+
+    return start
+
+
+def refusal(plan: ToolPlan, error: Exception) -> CallToolResult:
+    """The answer to a call that has failed. The text of a fault of ours stays in our log."""
+    match error:
+        case TaskNotFound() | ExecutionNotFound():
+            return answers.failure(error, plan.not_found)
+        case VesperaError():
+            return answers.failure(error)
+        case _:
+            number = uuid.uuid4().hex[:12]
+            log.error("tool %s failed (%s)", plan.name, number, exc_info=error)
+            fault = VesperaError(f"Internal error {number}", hint="the server's log says more under this number")
+            return answers.failure(fault, {"error_code": "INTERNAL_ERROR"})

@@ -1,4 +1,7 @@
-"""A call that stays open: what happens meanwhile, page by page, with progress notifications as its live overlay."""
+"""A call that stays open: what happens meanwhile, page by page, with progress notifications as its live overlay.
+
+Where the work asks its user something, the client's host is given the question; where it cannot ask, the call ends.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from vespera_exec.model.enums import EventType
+from vespera_exec.app.views import EventPage, InputView
+from vespera_exec.model.enums import EventType, ExecutionStatus
 from vespera_exec.model.events import mapping
+from vespera_exec.server.mcp.asking import DIALOG_SECONDS, SILENT_SECONDS
 
 if TYPE_CHECKING:
     from vespera_exec.app.service import Vespera
-    from vespera_exec.app.views import EventPage, Json
+    from vespera_exec.app.views import Json, Status
     from vespera_exec.model.principal import Caller
+    from vespera_exec.server.mcp.asking import Host
 
 Report = Callable[[float, str], Awaitable[None]]
 """Tells the client that the call has come to (progress, message); does nothing where it did not ask."""
@@ -24,6 +30,14 @@ Report = Callable[[float, str], Awaitable[None]]
 # Twice this is still less than the 15 s after which somebody should have heard something.
 HEARTBEAT_SECONDS = 7.0
 _MESSAGE_CHARACTERS = 200
+
+
+class SeenPage(EventPage):
+    """A page, and the questions that the run waits for."""
+
+    inputs: list[InputView] | None = None
+    input_error: str | None = None
+    """Why the user's answer to one was not taken."""
 
 
 @dataclass(slots=True)
@@ -39,8 +53,8 @@ class Overlay:
     beats: int = 0
 
     async def show(self, page: EventPage) -> None:
-        """Each event of the executions; of progress reports in a row, only the last."""
-        news = [event for event in page.events if event["execution_id"]]
+        """Each event of the executions that is new; of progress reports in a row, only the last."""
+        news = [event for event in page.events if event["execution_id"] and event["cursor"] > self.cursor]
         for event, following in pairwise([*news, None]):
             assert event is not None
             if following is not None and _is_progress(event) and _is_progress(following):
@@ -60,38 +74,83 @@ class Watch:
     vespera: Vespera
     caller: Caller
     report: Report
+    host: Host
     heartbeat_seconds: float = HEARTBEAT_SECONDS
 
-    async def pages(self, any_id: str, *, cursor: int, wait_ms: int, max_events: int) -> AsyncGenerator[EventPage]:
+    async def pages(self, any_id: str, *, cursor: int, wait_ms: int, max_events: int) -> AsyncGenerator[SeenPage]:
         """Pages of at most `max_events` after `cursor`, in order, until the run is over or `wait_ms` have passed.
 
-        The first comes in any case, and may be empty.
+        The first comes in any case, and may be empty. A question that nobody answers ends them, too; the time that
+        the user takes for it is not counted.
 
         Raises:
             TaskNotFound: the id is unknown.
+            NextRound: the client is to ask its user, and to call again.
         """
         overlay = Overlay(self.report, cursor)
-        deadline = anyio.current_time() + wait_ms / 1000
+        began = anyio.current_time()
+        first, deadline, wait = cursor, began + wait_ms / 1000, 0.0
+        end = began + max(DIALOG_SECONDS if self.host.sees_progress else SILENT_SECONDS, wait_ms / 1000)
         while True:
-            left = max(0.0, deadline - anyio.current_time())
-            beats = left > self.heartbeat_seconds
             page = await self.vespera.read_events(
-                self.caller,
-                any_id,
-                cursor=cursor,
-                wait_ms=math.ceil(min(left, self.heartbeat_seconds) * 1000),
-                max_events=max_events,
+                self.caller, any_id, cursor=cursor, wait_ms=math.ceil(wait * 1000), max_events=max_events
             )
-            over = page.done or anyio.current_time() >= deadline
-            yield page
+            status = await self._parked(any_id, page)
+            inputs = status.inputs if status is not None else None
+            if wait_ms and status is not None and inputs and (askable := self.host.askable(inputs)):
+                await overlay.show(page)
+                asked_at = anyio.current_time()
+                left = max(0.0, deadline - asked_at)
+                if self.host.way == "rounds":
+                    self.host.ask_between_rounds(status, askable, cursor=first, left_ms=left * 1000)
+                else:
+                    await self._ask(status, askable, overlay, until=end)
+                deadline, wait = min(anyio.current_time() + left, end), 0.0
+                continue
+            over = page.done or anyio.current_time() >= deadline or bool(inputs)
+            yield SeenPage.model_construct(**dict(page), inputs=inputs or None, input_error=self.host.refused)
             if over:
                 return
             # Only what does not end the call: some clients take a notification for late that comes with the answer.
             if page.events:
                 await overlay.show(page)
-            elif beats:
+            elif wait >= self.heartbeat_seconds:
                 await overlay.beat()
             cursor = page.next_cursor
+            wait = min(max(0.0, deadline - anyio.current_time()), self.heartbeat_seconds)
+
+    async def _parked(self, any_id: str, page: EventPage) -> Status | None:
+        """The status of a run that may be waiting for an answer."""
+        # The page's status may be older than its events.
+        asked = any(event["type"] == EventType.APPROVAL_REQUESTED for event in page.events)
+        if page.done or not (asked or page.status == ExecutionStatus.PAUSED):
+            return None
+        return await self.vespera.get_status(self.caller, any_id)
+
+    async def _ask(self, status: Status, inputs: list[InputView], overlay: Overlay, *, until: float) -> None:
+        """Put each question to the user in a dialog, one after the other."""
+        assert status.session is not None
+        run_id = status.session.run_id
+        for question in inputs:
+
+            async def answered(key: str = question.key) -> None:
+                cursor = status.cursor
+                while True:
+                    wait_ms = math.ceil(self.heartbeat_seconds * 1000)
+                    page = await self.vespera.read_events(self.caller, run_id, cursor=cursor, wait_ms=wait_ms)
+                    cursor = page.next_cursor
+                    now = await self.vespera.get_status(self.caller, run_id)
+                    if all(each.key != key for each in now.inputs or ()):
+                        return
+                    if not page.events:
+                        await overlay.beat()
+
+            seconds = until - anyio.current_time()
+            if seconds > 0:
+                overlay.said = _short(f"waiting for an answer: {question.message}")
+                await self.host.ask_in_dialog(
+                    self.vespera, self.caller, run_id, question, seconds=seconds, answered=answered
+                )
 
 
 def line(event: dict[str, Json]) -> str:
@@ -102,9 +161,15 @@ def line(event: dict[str, Json]) -> str:
         parts.append(f"{percentage:.0f} %")
     if new := mapping(event.get("status")).get("new"):
         parts.append(str(new))
-    if message := event.get("message") or progress.get("message"):
+    if event["type"] == EventType.APPROVAL_REQUESTED:
+        parts.append(f"asks: {mapping(event.get('details')).get('message')}")
+    elif message := event.get("message") or progress.get("message"):
         parts.append(str(message))
     text = " · ".join(parts) or str(event["type"]).replace("_", " ")
+    return _short(text)
+
+
+def _short(text: str) -> str:
     return " ".join(text.split())[:_MESSAGE_CHARACTERS]
 
 

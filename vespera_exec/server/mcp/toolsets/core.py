@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import orjson
 from pydantic import Field
 
 from vespera_exec.app import views
+from vespera_exec.app.replies import by_key
+from vespera_exec.errors import RunExpired
 from vespera_exec.server.mcp import answers
+from vespera_exec.server.mcp.apps.card import TOOL_META
 from vespera_exec.server.mcp.tooling import Call, ToolPlan
+from vespera_exec.server.mcp.watching import SeenPage
 
 if TYPE_CHECKING:
+    from vespera_exec.app.service import Vespera
     from vespera_exec.app.views import Json
+    from vespera_exec.model.principal import Caller
 
 MAX_WAIT_MS = 25_000
 _CANCEL_WAIT_MS = 6000
@@ -57,6 +63,10 @@ class Resume(OneTask):
     reason: str = "User requested"
 
 
+class GiveAnswers(OneTask, views.GiveAnswers):
+    wait_ms: Annotated[int, Field(ge=0, le=MAX_WAIT_MS, description="Then wait for the end up to this long")] = 0
+
+
 class AskResult(OneTask):
     output_offset: (
         Annotated[Cursor, Field(description="Read the output from here on; its tail when left out")] | None
@@ -80,18 +90,71 @@ async def _create_task(call: Call, new: views.NewTask) -> dict[str, Json]:
     return answers.of(await call.vespera.create_task(call.caller, new))
 
 
+class _Outcome(views.View):
+    """What a wait has seen: how the run ended, or the questions that it waits for."""
+
+    cursor: int = 0
+    done: bool = False
+    error: str | None = None
+    error_code: str | None = None
+    result: views.Json = None
+    result_truncated: bool = False
+    result_bytes: int | None = None
+    inputs: list[views.InputView] | None = None
+    input_error: str | None = None
+    """Why the user's answer to a question was not taken."""
+
+
+class Executed(_Outcome):
+    task_id: str
+    run_id: str
+    session_id: str
+    status: str
+    repeated: bool = False
+
+
+class Answered(_Outcome, views.Answered):
+    task_id: str
+    run_id: str
+
+
 async def _execute_task(call: Call, request: views.Execute) -> dict[str, Json]:
+    if (before := call.host.round) is not None:
+        return await _followed(
+            call, before.task_id, before.run_id, cursor=before.cursor, wait_ms=min(before.left_ms, MAX_WAIT_MS)
+        )
     handle = await call.vespera.execute_task(call.caller, request.model_copy(update={"wait_ms": 0}))
-    if handle.done or not request.wait_ms:
-        return answers.of(handle)
-    pages = call.watch.pages(handle.task_id, cursor=handle.cursor, wait_ms=request.wait_ms, max_events=_PAGE_EVENTS)
-    async for _ in pages:
+    answer = answers.of(handle)
+    if request.wait_ms or handle.done:
+        with suppress(RunExpired):
+            answer |= await _followed(
+                call, handle.task_id, handle.run_id, cursor=handle.cursor, wait_ms=request.wait_ms
+            )
+    return answer
+
+
+async def _start(vespera: Vespera, caller: Caller, request: views.Execute) -> views.Handle:
+    return await vespera.execute_task(caller, request.model_copy(update={"wait_ms": 0}))
+
+
+async def _answer(call: Call, given: GiveAnswers) -> dict[str, Json]:
+    before = await call.vespera.get_status(call.caller, given.task_id)
+    answered = await call.vespera.answer_input(call.caller, given.task_id, by_key(given, before.inputs))
+    assert before.session is not None
+    if call.host.way == "rounds":
+        call.host.way = None  # the next round would give this answer again
+    outcome = await _followed(call, before.task_id, before.session.run_id, cursor=before.cursor, wait_ms=given.wait_ms)
+    return answers.of(answered) | outcome
+
+
+async def _followed(call: Call, task_id: str, run_id: str, *, cursor: int, wait_ms: int) -> dict[str, Json]:
+    """What became of a run that is followed from `cursor` until its end, a question, or for `wait_ms`."""
+    async for _ in call.watch.pages(task_id, cursor=cursor, wait_ms=wait_ms, max_events=_PAGE_EVENTS):
         pass
-    ended = await call.vespera.get_result(call.caller, handle.task_id)
-    known: dict[str, Json] = {"status": ended.status, "session_id": ended.session_id, "done": ended.done}
-    if ended.done and ended.error is not None:
-        known["error"] = ended.error.get("message")
-    return answers.of(handle.model_copy(update=known))
+    answer = answers.of_run(await call.vespera.get_run(call.caller, run_id)) | {"cursor": cursor}
+    if call.host.refused is not None:
+        answer["input_error"] = call.host.refused
+    return answer
 
 
 async def _list_tasks(call: Call, asked: ListTasks) -> dict[str, Json]:
@@ -113,8 +176,9 @@ async def _get_status(call: Call, asked: AskStatus) -> dict[str, Json]:
 async def _read_events(call: Call, asked: ReadEvents) -> dict[str, Json]:
     collected = _Collected(asked.max_events)
     page = None
+    wait_ms = min(call.host.round.left_ms, MAX_WAIT_MS) if call.host.round is not None else asked.wait_ms
     pages = call.watch.pages(
-        asked.task_id, cursor=asked.cursor, wait_ms=asked.wait_ms, max_events=min(asked.max_events, _PAGE_EVENTS)
+        asked.task_id, cursor=asked.cursor, wait_ms=wait_ms, max_events=min(asked.max_events, _PAGE_EVENTS)
     )
     async with aclosing(pages):
         async for page in pages:
@@ -172,7 +236,7 @@ class _Collected:
             self.events.append(event)
         return self._left > 0
 
-    def page(self, last: views.EventPage) -> views.EventPage:
+    def page(self, last: SeenPage) -> SeenPage:
         """What was collected, as one page that ends where the collection ends."""
         cursor = last.next_cursor if self._whole else self.events[-1]["cursor"]
         return last.model_copy(update={"events": self.events, "next_cursor": cursor, "done": last.done and self._whole})
@@ -186,12 +250,16 @@ PLANS = (
         title="Execute a task",
         description=(
             "Start long work: of a known task (task_id), or of a new one (title, role, inputs). It goes on when this "
-            "chat ends. With wait_ms short work is done in the answer. Then follow it with "
-            "stream_task_execution_events from `cursor`; when done, get_task_result."
+            "chat ends. With wait_ms short work is done in the answer, with its `result`. Else follow it with "
+            "stream_task_execution_events from `cursor`; when done, get_task_result. `inputs` are questions to your "
+            "user: see answer_task_input."
         ),
         takes=views.Execute,
-        gives=views.Handle,
+        gives=Executed,
+        untyped=("result",),
         use=_execute_task,
+        starts=_start,
+        meta=TOOL_META,
         described={
             "task_id": "A task that exists; or give title and role",
             "title": "What the new task is, in one line",
@@ -217,6 +285,7 @@ PLANS = (
         takes=AskStatus,
         gives=views.Status,
         use=_get_status,
+        meta=TOOL_META,
         not_found={"executing": False, "task_found": False, "error": "Task not found"},
     ),
     ToolPlan(
@@ -227,7 +296,7 @@ PLANS = (
             "the run is done. Call again with cursor = next_cursor until `done`, then get_task_result."
         ),
         takes=ReadEvents,
-        gives=views.EventPage,
+        gives=SeenPage,
         use=_read_events,
         not_found={"error": "Task not found"},
     ),
@@ -278,6 +347,23 @@ PLANS = (
         gives=views.Resumed,
         use=_resume,
         not_found={"success": False, "error": "Task not found"},
+        changes=True,
+        opens_world=True,
+    ),
+    ToolPlan(
+        name="answer_task_input",
+        title="Answer a question",
+        description=(
+            "Give your user's answer to what a task asks (`inputs`), never one of your own: by key in `answers`, or "
+            "just action and content where one question is open. Content fits the question's schema. `open` names "
+            "what is still asked."
+        ),
+        takes=GiveAnswers,
+        gives=Answered,
+        use=_answer,
+        untyped=("result",),
+        not_found={"success": False, "error": "Task not found"},
+        described={"answers": "{key: {action, content}}", "key": "Of the question", "content": "Values by field"},
         changes=True,
         opens_world=True,
     ),

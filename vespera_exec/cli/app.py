@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vespera_exec import __version__, paths
+from vespera_exec import __version__
+from vespera_exec.cli import answering, output, pages, tokens, upkeep
 from vespera_exec.cli import daemon as daemon_commands
-from vespera_exec.cli import output, pages, upkeep
 from vespera_exec.cli.client import LONG_WAIT_MS, Daemon, DaemonError, data_directory, segment
 from vespera_exec.errors import VesperaError
 
@@ -378,7 +378,7 @@ def mcp_config(*, client: ClientName, http: bool, as_json: bool) -> None:
                 raise DaemonError(
                     "NO_URL", f"the daemon has no TCP door: {view['tcp_problem'] or 'it is switched off'}"
                 )
-            made = config.http_config(client, url=view["url"], token=_token(daemon.data_dir))
+            made = config.http_config(client, url=view["url"], token=tokens.own_token(daemon.data_dir))
     if as_json:
         output.json_line(made)
         return
@@ -386,21 +386,6 @@ def mcp_config(*, client: ClientName, http: bool, as_json: bool) -> None:
     output.remark(f"vespera-exec: this belongs into {config.where(client)}")
     if http and not os.environ.get("VESPERA_TCP_PORT"):
         output.remark("vespera-exec: the port changes with each daemon; set VESPERA_TCP_PORT to keep it")
-
-
-@cli.command()
-@click.option("--show", is_flag=True, help="The token itself.")
-@_json
-def token(*, show: bool, as_json: bool) -> None:
-    """Where the token of the TCP door is kept."""
-    data_dir = data_directory()
-    paths.create_data_dir(data_dir)
-    value = _token(data_dir)
-    path = str(data_dir / paths.TOKEN)
-    if as_json:
-        output.document({"path": path} | ({"token": value} if show else {}))
-    else:
-        output.line(value if show else path)
 
 
 @cli.command()
@@ -413,6 +398,8 @@ def demo(*, path: str) -> int:
 
 
 cli.add_command(daemon_commands.group)
+cli.add_command(tokens.group)
+cli.add_command(answering.answer)
 cli.add_command(upkeep.doctor)
 cli.add_command(upkeep.backup)
 cli.add_command(upkeep.restore)
@@ -431,12 +418,6 @@ def _accepted(answer: Json, refusal: str, *, as_json: bool) -> int:
         raise DaemonError(refusal, f"{answer['message']}: {answer['reason']}")
     output.line(pages.accepted(answer))
     return 0
-
-
-def _token(data_dir: Path) -> str:
-    from vespera_exec.app.tokens import default_token
-
-    return default_token(data_dir)
 
 
 def _changes(daemon: Daemon, path: str, detail: str | None) -> Iterator[Json]:

@@ -35,6 +35,7 @@ _COMMAND_OF_TOOL = {
     "list_tasks": "`vespera-exec list`",
     "list_roles": "`vespera-exec roles`",
     "execute_task": "`vespera-exec run`",
+    "answer_task_input": "`vespera-exec answer`",
 }
 
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from vespera_exec.cli.output import colour
+from vespera_exec.cli.questions import asked
 from vespera_exec.cli.state import eta_text
 from vespera_exec.cli.text import age, duration, percent, shown, size, table
 
@@ -76,9 +77,31 @@ def status(view: Mapping[str, Json]) -> list[str]:
     lines.append(_field("elapsed", duration(timing["elapsed_seconds"]) + queued))
     if timing["eta"]:
         lines.append(_field("ETA", eta_text(timing["eta"], label=True)))
+    lines += [_field("asks", asked(str(view["task_id"]), each).removeprefix("asks: ")) for each in view["inputs"] or ()]
     if error := session["error_context"]:
         lines.append(_field("error", f"{shown(error.get('message'), 1000)} ({shown(error.get('code'), 60)})"))
     return [*lines, *_details(view, session)]
+
+
+def questions(found: Mapping[str, Json], width: int | None) -> list[str]:
+    """A line per question that waits for an answer, oldest first."""
+    rows: Sequence[Mapping[str, Json]] = found["inputs"]
+    if not rows:
+        return ["nothing waits for an answer"]
+    cells = [
+        (
+            str(row["task_id"])[:SHORT_ID],
+            shown(row["input"]["key"], 64),
+            str(row["input"]["kind"]),
+            age(str(row["input"]["asked_at"])),
+            shown(row["title"], 40),
+            shown(row["input"]["message"]),
+        )
+        for row in rows
+    ]
+    lines = table(("TASK", "KEY", "KIND", "ASKED", "TITLE", "QUESTION"), cells, width)
+    more = [f"{len(rows)} of {found['total']}"] if found["total"] > len(rows) else []
+    return [colour(lines[0], "bold"), *lines[1:], *more]
 
 
 def event(message: Mapping[str, Json]) -> str:

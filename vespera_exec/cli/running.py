@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import TextIO
 
+    from vespera_exec.cli.answering import Prompter
     from vespera_exec.cli.client import Daemon
     from vespera_exec.model.events import Json
 
@@ -156,6 +157,8 @@ class Follower:
     display: Display
     cursor: int = 0
     cancels: bool = True
+    prompter: Prompter | None = None
+    """Asks what the work asks; without one it is only shown that it does."""
     done: bool = False
     cancelling: bool = False
     """We have asked for its end."""
@@ -182,12 +185,16 @@ class Follower:
             while not self.done or self._streams:
                 self._ask(polls)
                 pause = _REFRESH_SECONDS if self.display.moving else 3600.0
-                arrived = polls.wait(min(pause, self._leave_at - time.monotonic()), interrupts.fileno())
+                typed = self.prompter.descriptors if self.prompter is not None else ()
+                arrived = polls.wait(min(pause, self._leave_at - time.monotonic()), interrupts.fileno(), *typed)
                 interrupts.drain()
                 self._obey(interrupts)
                 for name, body in arrived.items():
                     self._take(name, body)
-                self.display.update(self.state)
+                if self.prompter is not None:
+                    self.prompter.listen()
+                if self.prompter is None or not self.prompter.is_asking:
+                    self.display.update(self.state)
         return self.state
 
     def _ask(self, polls: Polls) -> None:
@@ -216,6 +223,8 @@ class Follower:
                 for event in body["events"]:
                     self.state.take_event(event)
                 self.cursor, self.done = body["next_cursor"], body["done"]
+                if self.prompter is not None:
+                    self.prompter.take_events(body["events"])
             case "status":
                 self.state.take_measures(body)
             case _:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vespera_exec.cli import output, pages
+from vespera_exec.cli.answering import Prompter
 from vespera_exec.cli.inputs import parse_inputs
 from vespera_exec.cli.running import Follower, Interrupts, ReaderGone, display
 from vespera_exec.cli.state import Shown, ending, exit_code
@@ -93,6 +94,7 @@ def execute_and_follow(daemon: Daemon, wanted: Wanted, *, quiet: bool, as_json: 
         task_id = str(handle["task_id"])
         state = Shown(str(body["title"]), sessions=[] if handle["repeated"] else [str(handle["session_id"])])
         follower = Follower(daemon, task_id, state, shown, cursor=0 if handle["repeated"] else handle["cursor"])
+        follower.prompter = Prompter(daemon, task_id, shown)
         # With --json stdout carries one document and nothing else.
         follower.pass_output(sys.stderr if as_json else sys.stdout, sys.stderr)
         try:

@@ -54,6 +54,9 @@ class Shown:
         match event.get("type"):
             case "status_change" if session:
                 self._changed(event)
+            case "approval_requested":
+                details: Mapping[str, Json] = event.get("details") or {}
+                self.message = f"asks: {details.get('message')}"
             case "phase_change":
                 self.phase = event.get("phase")
             case "progress_update":

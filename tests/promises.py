@@ -151,6 +151,70 @@ PROMISES: dict[str, Promise] = {
             ),
         ),
     ),
+    "answers": Promise(
+        text="An answer that was acknowledged survives SIGKILL, is taken once, and its work goes on",
+        tests=(
+            "app/test_answer_kills.py::test_an_answer_that_was_acknowledged_at_the_moment_of_death_is_kept",
+            "app/test_answer_kills.py::test_whenever_the_owner_is_killed_no_answer_is_lost_or_taken_twice",
+            "app/test_answer_kills.py::test_at_a_hundred_moments_of_death_no_answer_is_lost_or_taken_twice",
+            "app/test_answers_of_people.py::test_a_question_outlives_any_number_of_owners",
+            "app/test_answers_of_people.py::test_an_answered_run_that_waits_for_its_turn_goes_on_under_the_next_owner",
+        ),
+        mutants=(
+            Mutant(
+                file="vespera_exec/app/inputs.py",
+                right="        await self._store.journal.sync()\n        life = session.lifecycle\n",
+                wrong="        life = session.lifecycle\n",
+                caught_by="app/test_answer_kills.py::"
+                "test_an_answer_that_was_acknowledged_at_the_moment_of_death_is_kept",
+            ),
+            Mutant(
+                file="vespera_exec/app/recovery.py",
+                right="        if life.is_parked:\n",
+                wrong="        if life.is_parked and life.open_inputs:\n",
+                caught_by="app/test_answers_of_people.py::"
+                "test_an_answered_run_that_waits_for_its_turn_goes_on_under_the_next_owner",
+            ),
+            Mutant(
+                file="vespera_exec/app/recovery.py",
+                right="        if life.is_parked:\n",
+                wrong="        if False:\n",
+                caught_by="app/test_answers_of_people.py::test_a_question_outlives_any_number_of_owners",
+            ),
+        ),
+    ),
+    "workers": Promise(
+        text="A task is one worker's at a time, and outlives this worker and the server",
+        tests=(
+            "app/test_workers.py::test_a_thousand_tasks_are_claimed_by_eight_workers_each_exactly_once",
+            "app/test_workers.py::test_what_a_worker_is_answered_is_on_disk_by_then",
+            "app/test_workers.py::test_when_reports_stop_the_next_worker_goes_on_and_the_lost_one_is_refused",
+            "app/test_workers.py::test_a_worker_keeps_its_lease_under_the_next_owner_and_no_recovery_is_burnt",
+            "server/test_worker_tools.py::test_a_worker_goes_on_after_the_daemon_was_killed_as_if_nothing_had_happened",
+        ),
+        mutants=(
+            Mutant(
+                file="vespera_exec/engine/claims.py",
+                right="        self.discard(job)\n        return job",
+                wrong="        return job",
+                caught_by="app/test_workers.py::test_a_thousand_tasks_are_claimed_by_eight_workers_each_exactly_once",
+            ),
+            Mutant(
+                file="vespera_exec/model/leases.py",
+                right="return principal == self.principal and hmac.compare_digest(digest_of(key), self.digest)",
+                wrong="return principal == self.principal",
+                caught_by="app/test_workers.py::"
+                "test_when_reports_stop_the_next_worker_goes_on_and_the_lost_one_is_refused",
+            ),
+            Mutant(
+                file="vespera_exec/app/recovery.py",
+                right='            if began and role.runner != "external":',
+                wrong="            if began:",
+                caught_by="app/test_workers.py::"
+                "test_a_worker_keeps_its_lease_under_the_next_owner_and_no_recovery_is_burnt",
+            ),
+        ),
+    ),
     "nobody_left": Promise(
         text="After a cancel, a timeout or a kill of the daemon or the shim no descendant is left",
         tests=(
@@ -378,8 +442,8 @@ PROMISES: dict[str, Promise] = {
         mutants=(
             Mutant(
                 file="vespera_exec/server/http/guard.py",
-                right='return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.token.encode())',
-                wrong='return scheme.lower() == b"bearer"',
+                right="        if hmac.compare_digest(given, self.token.encode()):\n",
+                wrong="        if given:\n",
                 caught_by="server/test_http.py::test_every_tcp_route_denies",
             ),
             Mutant(
@@ -396,12 +460,76 @@ PROMISES: dict[str, Promise] = {
             ),
         ),
     ),
+    "isolation": Promise(
+        text="Of what another principal has made nobody learns anything, at any door",
+        tests=(
+            "server/test_isolation.py::test_every_route_stands_in_the_table",
+            "server/test_isolation.py::test_every_tool_stands_in_the_table",
+            "server/test_isolation.py::test_every_resource_and_prompt_stands_in_the_table",
+            "server/test_isolation.py::test_no_route_tells_a_strangers_task_from_one_that_does_not_exist",
+            "server/test_isolation.py::test_no_stream_opens_on_a_strangers_task",
+            "server/test_isolation.py::test_no_list_shows_what_a_stranger_has_made",
+            "server/test_isolation.py::test_no_tool_tells_a_strangers_task_from_one_that_does_not_exist",
+            "server/test_isolation.py::test_no_resource_and_no_prompt_shows_a_strangers_task",
+            "server/test_isolation.py::test_no_completion_offers_a_strangers_task",
+            "server/test_isolation.py::test_no_task_handle_of_a_stranger_can_be_used",
+            "server/test_isolation.py::test_no_subscription_hears_of_a_strangers_task",
+        ),
+        mutants=(
+            Mutant(
+                file="vespera_exec/app/tasks.py",
+                right="        if (task := self._known.get(any_id)) and caller.sees(task.record.principal):\n",
+                wrong="        if task := self._known.get(any_id):\n",
+                caught_by="server/test_isolation.py::test_no_route_tells_a_strangers_task_from_one_that_does_not_exist",
+            ),
+            Mutant(
+                file="vespera_exec/app/tasks.py",
+                right="locate(beginning, principal=caller.sees_only)",
+                wrong="locate(beginning)",
+                caught_by="server/test_isolation.py::test_no_route_tells_a_strangers_task_from_one_that_does_not_exist",
+            ),
+            Mutant(
+                file="vespera_exec/app/access.py",
+                right="            sees_only=token.principal,\n",
+                wrong="",
+                caught_by="server/test_isolation.py::test_no_list_shows_what_a_stranger_has_made",
+            ),
+        ),
+    ),
+    "revoked": Promise(
+        text="A token that is revoked or over ends within a second, with all that is open for it",
+        tests=(
+            "server/test_tokens.py::test_a_revoked_token_ends_its_event_stream",
+            "server/test_tokens.py::test_a_revoked_token_ends_its_long_poll",
+            "server/test_tokens.py::test_a_token_whose_time_is_over_ends_its_streams_too",
+            "server/test_tokens.py::test_a_revoked_token_ends_its_mcp_call_and_its_session",
+            "server/test_tokens.py::test_a_revoked_token_ends_its_sse_session",
+            "server/test_tokens.py::test_a_new_token_of_the_name_does_not_get_the_old_session",
+            "app/test_access.py::test_a_revoked_token_is_refused_though_the_disk_takes_nothing",
+        ),
+        mutants=(
+            Mutant(
+                file="vespera_exec/app/access.py",
+                right="        for scope in tuple(known.open):\n            scope.cancel()\n",
+                wrong="",
+                caught_by="server/test_tokens.py::test_a_revoked_token_ends_its_event_stream",
+            ),
+            Mutant(
+                file="vespera_exec/server/mcp/http.py",
+                right="subject=caller.token, ",
+                wrong="",
+                caught_by="server/test_tokens.py::test_a_new_token_of_the_name_does_not_get_the_old_session",
+            ),
+        ),
+    ),
     "masked": Promise(
         text="Our token is masked wherever it could be read, and a child gets an allow-list environment",
         tests=(
             "app/test_executing.py::test_the_token_is_masked_wherever_the_work_says_it",
             "store/test_output.py::test_no_secret_is_ever_shown_however_it_is_cut",
+            "store/test_output.py::test_what_looks_like_a_named_token_is_masked_however_it_is_cut",
             "server/test_logs.py::test_a_masked_secret_is_in_no_line",
+            "server/test_tokens.py::test_no_log_line_shows_a_token",
             "roles/test_process_role.py::test_child_gets_the_allow_list_and_the_roles_own_variables_only",
         ),
         mutants=(

@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reset", action="store_true", help="the value may go back")
     parser.add_argument("--checkpoint", type=_json, metavar="JSON", help="a state that the work can go on from")
     parser.add_argument("--result", type=_json, metavar="JSON", help="the result of the work")
+    parser.add_argument("--ask", metavar="NAME", help="ask for an answer to -m; the program then exits")
+    parser.add_argument("--approve", metavar="NAME", help="ask for an approval of -m; the program then exits")
+    parser.add_argument("--schema", type=_json, metavar="JSON", help="the form of --ask: a flat JSON Schema")
     parser.add_argument("--log", metavar="TEXT", help="a line for the log")
     parser.add_argument("--level", choices=_LEVELS, default="info", help="the level of --log")
     return parser
@@ -82,6 +85,10 @@ def _message(given: argparse.Namespace) -> dict[str, Any]:
         raise Refused("--total and --unit go with --done")
     if given.metric is not None and given.progress is None and given.done is None:
         raise Refused("--metric needs a value: --progress or --done")
+    if given.ask is not None or given.approve is not None:
+        return {"ask": _question(given)}
+    if given.schema is not None:
+        raise Refused("--schema goes with --ask")
     names = ("progress", "done", "total", "unit", "message", "metric")
     message = {name: value for name in names if (value := getattr(given, name)) is not None}
     for name in ("checkpoint", "result"):
@@ -94,6 +101,19 @@ def _message(given: argparse.Namespace) -> dict[str, Any]:
     if not message:
         raise Refused("nothing to report; give --progress, --done, -m, --checkpoint, --result or --log")
     return message
+
+
+def _question(given: argparse.Namespace) -> dict[str, Any]:
+    if given.ask is not None and given.approve is not None:
+        raise Refused("give --ask or --approve, not both")
+    others = ("progress", "done", "metric", "checkpoint", "result", "log")
+    if not given.message or any(getattr(given, name) is not None for name in others):
+        raise Refused("--ask and --approve take -m, the question, and no other report")
+    if given.approve is not None and given.schema is not None:
+        raise Refused("--schema goes with --ask")
+    kind = "form" if given.approve is None else "approval"
+    question = {"key": given.ask or given.approve, "kind": kind, "message": given.message}
+    return question if given.schema is None else {**question, "schema": given.schema[0]}
 
 
 def _send(message: dict[str, Any]) -> None:

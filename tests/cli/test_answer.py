@@ -173,6 +173,8 @@ def test_a_run_in_a_terminal_asks_and_goes_on(cli: Cli, asker: str) -> None:
         terminal.until("completed in")
         assert terminal.finish() == 0
         shown = "".join(terminal.screen.text())
+    while_typed = terminal.raw.partition("yes or no?")[2].partition("type yes or no")[0]
+    assert "paused" not in while_typed  # nothing is drawn where somebody types
     assert '"content": {"target": "staging", "copies": 1, "force": false}' in shown
 
 

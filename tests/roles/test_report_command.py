@@ -42,6 +42,12 @@ def descriptor(monkeypatch: pytest.MonkeyPatch) -> Generator[int]:
         (["--log", "hm", "--level", "warning"], {"log": "hm", "level": "warning"}),
         (["--result", '"ok"'], {"result": "ok"}),
         (["-m", "line\nbreak"], {"message": "line\nbreak"}),
+        (["--ask", "who", "-m", "Who?"], {"ask": {"key": "who", "kind": "form", "message": "Who?"}}),
+        (["--approve", "go", "-m", "Go?"], {"ask": {"key": "go", "kind": "approval", "message": "Go?"}}),
+        (
+            ["--ask", "who", "-m", "Who?", "--schema", '{"type": "object"}'],
+            {"ask": {"key": "who", "kind": "form", "message": "Who?", "schema": {"type": "object"}}},
+        ),
     ],
 )
 def test_report_is_one_line(argv: list[str], message: object, monkeypatch: pytest.MonkeyPatch) -> None:

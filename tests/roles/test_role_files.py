@@ -73,6 +73,34 @@ def test_whole_file_becomes_a_role() -> None:
     }
 
 
+def test_external_role_is_done_by_workers_that_it_may_name() -> None:
+    made = role("name: check\nrunner: external\nworkers: {principals: [ann]}\nlease_seconds: 5")
+    assert (made.runner, made.lease_seconds, made.argv, made.target) == ("external", 5, (), None)
+    ann = Caller("ann", frozenset({"worker"}), over_tcp=True)
+    assert made.admits(ann)
+    assert not made.admits(Caller())
+    anybody = role("name: check\nrunner: external")
+    assert anybody.admits(ann)
+    assert anybody.admits(Caller())
+    assert not role(process_role()).admits(Caller())
+    local = role("name: check\nrunner: external\nworkers: {principals: [local]}")
+    assert local.admits(Caller())
+    assert not local.admits(Caller("local", frozenset({"worker"}), over_tcp=True))
+
+
+@pytest.mark.parametrize("line", ["argv: [echo]", "target: a:b", "env: {A: b}", "stdin: task", "on_interrupt: resume"])
+def test_what_needs_a_process_of_ours_does_not_fit_an_external_role(line: str) -> None:
+    key = line.partition(":")[0]
+    said = refused(f"name: check\nrunner: external\n{line}")
+    assert said == f"check.yaml:3: a role with `runner: external` takes no `{key}`: its work is done elsewhere"
+
+
+def test_what_is_for_workers_does_not_fit_another_role() -> None:
+    assert "check.yaml:4: a role with `runner: process` takes no `lease_seconds`" in refused(
+        process_role("lease_seconds: 5")
+    )
+
+
 def test_process_role_serves_our_own_uid_alone_unless_the_file_says_otherwise() -> None:
     made = role(process_role())
     assert made.permits(Caller())

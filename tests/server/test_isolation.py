@@ -161,6 +161,7 @@ def each_way(two: Two) -> list[str]:
 # the tables are whole
 
 
+@pytest.mark.promise("isolation")
 async def test_every_route_stands_in_the_table(two: Two) -> None:
     found = set[tuple[str, str]]()
     for route in two.place.app.routes:
@@ -170,10 +171,12 @@ async def test_every_route_stands_in_the_table(two: Two) -> None:
     assert found == set(ROUTES)
 
 
+@pytest.mark.promise("isolation")
 def test_every_tool_stands_in_the_table() -> None:
     assert {plan.name for plans in TOOLSETS.values() for plan in plans} == set(TOOLS)
 
 
+@pytest.mark.promise("isolation")
 async def test_every_resource_and_prompt_stands_in_the_table(two: Two) -> None:
     async with two.place.agent(two.bobs_token) as agent:
         resources = {str(each.uri) for each in (await agent.list_resources()).resources}
@@ -187,6 +190,7 @@ async def test_every_resource_and_prompt_stands_in_the_table(two: Two) -> None:
 # REST
 
 
+@pytest.mark.promise("isolation")
 async def test_no_route_tells_a_strangers_task_from_one_that_does_not_exist(two: Two) -> None:
     before = await two.before()
     for (method, path), body in ROUTES.items():
@@ -208,6 +212,7 @@ async def _asked(
     return answer.status_code, answer.text.replace(any_id, "ID")
 
 
+@pytest.mark.promise("isolation")
 async def test_no_stream_opens_on_a_strangers_task(two: Two) -> None:
     stream = {"Accept": "text/event-stream"}
     for any_id in each_way(two):
@@ -217,6 +222,7 @@ async def test_no_stream_opens_on_a_strangers_task(two: Two) -> None:
         assert theirs.text.replace(any_id, "") == nobodys.text.replace(unlike(any_id), "")
 
 
+@pytest.mark.promise("isolation")
 async def test_no_list_shows_what_a_stranger_has_made(two: Two) -> None:
     for (method, path), body in ROUTES.items():
         if isinstance(body, str) or "{id}" in path + str(body):
@@ -264,6 +270,7 @@ def _assert_nothing_of_hers(two: Two, text: str) -> None:
         assert any_id not in text
 
 
+@pytest.mark.promise("isolation")
 async def test_no_tool_tells_a_strangers_task_from_one_that_does_not_exist(two: Two) -> None:
     before = await two.before()
     async with two.place.agent(two.bobs_token) as agent:
@@ -285,6 +292,7 @@ async def _called(agent: Client, name: str, arguments: dict[str, Any]) -> str:
     return result.model_dump_json(by_alias=True)
 
 
+@pytest.mark.promise("isolation")
 async def test_no_resource_and_no_prompt_shows_a_strangers_task(two: Two) -> None:
     async with two.place.agent(two.bobs_token) as agent:
         for uri in RESOURCES:
@@ -310,6 +318,7 @@ async def _failed(asked: Any) -> str:
     return repr(refused.value.error)
 
 
+@pytest.mark.promise("isolation")
 async def test_no_completion_offers_a_strangers_task(two: Two) -> None:
     peer = HttpPeer(two.bob)
     for ref in (
@@ -323,6 +332,7 @@ async def test_no_completion_offers_a_strangers_task(two: Two) -> None:
 
 
 @pytest.mark.parametrize("method", ["tasks/get", "tasks/cancel", "tasks/update"])
+@pytest.mark.promise("isolation")
 async def test_no_task_handle_of_a_stranger_can_be_used(two: Two, method: str) -> None:
     hers = (await execute(HttpPeer(two.alice), title=MARK, role="gated"))["taskId"]
     bob = HttpPeer(two.bob)
@@ -337,6 +347,7 @@ async def test_no_task_handle_of_a_stranger_can_be_used(two: Two, method: str) -
     assert (await HttpPeer(two.alice).request("tasks/get", taskId=hers))["status"] == "working"
 
 
+@pytest.mark.promise("isolation")
 async def test_no_subscription_hears_of_a_strangers_task(two: Two) -> None:
     hers = (await execute(HttpPeer(two.alice), title=MARK, role="gated"))["taskId"]
     mine = (await execute(HttpPeer(two.bob), title="mine", role="gated"))["taskId"]

@@ -250,6 +250,7 @@ async def ending_at_once(place: Place, name: str = "bob") -> AsyncGenerator[None
         yield
 
 
+@pytest.mark.promise("revoked")
 async def test_a_revoked_token_ends_its_event_stream(place: Place) -> None:
     bob = await place.bob()
     task_id = (await bob.post("/executions", json=GATED)).json()["task_id"]
@@ -264,6 +265,7 @@ async def test_a_revoked_token_ends_its_event_stream(place: Place) -> None:
     assert (await place.user.get(f"/tasks/{task_id}")).json()["executing"] is True
 
 
+@pytest.mark.promise("revoked")
 async def test_a_revoked_token_ends_its_long_poll(place: Place) -> None:
     bob = await place.bob()
     handle = (await bob.post("/executions", json=GATED)).json()
@@ -286,6 +288,7 @@ def following() -> bool:
     return any("Following" in task.get_name() for task in asyncio.all_tasks())
 
 
+@pytest.mark.promise("revoked")
 async def test_a_token_whose_time_is_over_ends_its_streams_too(place: Place) -> None:
     bob = await place.bob(expires_seconds=1)
     task_id = (await bob.post("/executions", json=GATED)).json()["task_id"]
@@ -296,6 +299,7 @@ async def test_a_token_whose_time_is_over_ends_its_streams_too(place: Place) -> 
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.promise("revoked")
 async def test_a_revoked_token_ends_its_mcp_call_and_its_session(place: Place, mode: str) -> None:
     token = await place.made("bob")
     over = anyio.Event()
@@ -320,6 +324,7 @@ async def test_a_revoked_token_ends_its_mcp_call_and_its_session(place: Place, m
             await eventually(lambda: not following())
 
 
+@pytest.mark.promise("revoked")
 async def test_a_revoked_token_ends_its_sse_session(place: Place) -> None:
     token = await place.made("bob")
     async with httpx.AsyncClient(base_url=place.url, headers=bearer(token), trust_env=False) as bob:
@@ -333,6 +338,7 @@ async def test_a_revoked_token_ends_its_sse_session(place: Place) -> None:
         assert hello.status_code == 401
 
 
+@pytest.mark.promise("revoked")
 async def test_a_new_token_of_the_name_does_not_get_the_old_session(place: Place) -> None:
     """Else a session that was opened with more scopes would keep them."""
     hello = {

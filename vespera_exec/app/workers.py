@@ -137,9 +137,13 @@ class Workers:
         )
         await execution.concluded.wait()
         await self._store.journal.sync()
-        life = execution.job.session.lifecycle
+        session = execution.job.session
+        life = session.lifecycle
         if not life.status.is_terminal:
             raise StoreUnavailable("the server ends, and could not conclude it", hint="call again")
+        run = self._engine.run_of(life.task_id)
+        if run is not None and run.session is session:  # no other attempt follows
+            await run.done.wait()
         return views.Concluded(ok=True, status=life.status.value, session_id=life.execution_id)
 
     # inside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,6 +116,18 @@ def test_the_log_and_the_row_say_the_same_of_all_questions() -> None:
     session.ask([Question.made("b", "B?", kind="approval")])
     assert replayed(log.of("e1"), "e1")[0] == session.lifecycle
     assert Lifecycle.from_dict(session.lifecycle.to_dict()) == session.lifecycle
+
+
+def test_of_two_answers_in_a_log_the_first_counts_and_one_to_nothing_counts_for_nothing() -> None:
+    session, log = running_session()
+    session.ask([Question.made("a", "A?")])
+    session.answer({"a": YES}, by="ann")
+    life = session.lifecycle
+    answered = next(each for each in log.of("e1") if each.event_type is EventType.APPROVAL_APPROVED)
+    assert life.evolve(replace(answered, event_type=EventType.APPROVAL_REJECTED)) is life
+    assert life.evolve(replace(answered, details={"key": "b", "action": "accept"})) is life
+    assert life.evolve(replace(answered, event_type=EventType.APPROVAL_REQUESTED)) is life
+    assert life.evolve(replace(answered, event_type=EventType.APPROVAL_REQUESTED, details={})) is life
 
 
 def test_a_row_of_an_older_version_has_no_questions() -> None:
@@ -267,6 +280,7 @@ _json = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
+_contents = st.dictionaries(st.text(max_size=8), _json, max_size=3)
 _near = st.fixed_dictionaries(
     {"type": st.sampled_from(["string", "number", "integer", "boolean", "array", "object"])},
     optional=dict.fromkeys(
@@ -275,12 +289,14 @@ _near = st.fixed_dictionaries(
 )
 
 
-@given(fields=st.dictionaries(st.text(max_size=8), _json | _near, max_size=3), content=_json, more=_json)
-def test_whatever_is_given_as_a_form_or_an_answer_is_taken_or_refused(fields: Any, content: Any, more: Any) -> None:
+@given(fields=st.dictionaries(st.text(max_size=8), _json | _near, max_size=3), content=_contents, more=_json)
+def test_whatever_is_given_as_a_form_or_an_answer_is_taken_whole_or_refused(
+    fields: Any, content: dict[str, Any], more: Any
+) -> None:
     try:
         question = Question.made("a", "?", schema={"type": "object", "properties": fields, "required": more or []})
-        answer = question.checked(Answer(action="accept", content=content if isinstance(content, dict) else None))
-    except InvalidInput as refused:
-        assert refused.message
-    else:
-        assert question.checked(answer) == answer
+        answer = question.checked(Answer(action="accept", content=content))
+    except InvalidInput:
+        return
+    assert Question.from_dict(question.to_dict()) == question
+    assert question.checked(answer) == answer

@@ -77,6 +77,26 @@ async def test_it_waits_for_its_turn_like_any_other_and_that_is_no_time_at_work(
         assert (life.status, life.active_seconds < 0.2, life.queue_seconds >= 0.4) == (S.COMPLETED, True, True)
 
 
+async def test_what_is_called_again_is_known_on_disk_to_have_begun(data_dir: Path) -> None:
+    """Or the next owner would take it for one of which nothing ran."""
+    seen: list[bool] = []
+
+    async def body(work: Work) -> WorkResult:
+        stored = await here.store.queries.get_execution(work.execution_id)
+        assert stored is not None
+        seen.append(stored[0].is_parked)
+        if not work.answers:
+            raise InputNeeded([Question.made("a", "A?")])
+        return WorkResult()
+
+    async with place(data_dir) as here:
+        _, run = await here.submit(body)
+        await parked(run)
+        answer(here, run, ["a"])
+        assert (await here.ended(run)).status is S.COMPLETED
+    assert seen == [False, False]
+
+
 async def test_it_may_ask_again_and_again(data_dir: Path) -> None:
     calls: list[Work] = []
 
@@ -139,20 +159,25 @@ async def test_a_rejected_approval_lets_go_whoever_waits_for_the_run(data_dir: P
     async def body(work: Work) -> WorkResult:
         raise InputNeeded([Question.made("go", "Go?", kind="approval")])
 
-    async with place(data_dir) as here:
+    other, begun, let = holding()
+    async with place(data_dir, max_concurrent=1) as here:
         task, run = await here.submit(body)
         await parked(run)
+        await here.submit(other)
+        await begun.wait()  # there is no slot that could be waited for
         answer(here, run, ["go"], Answer(action="decline"))
         life = await here.ended(run)
         assert (life.status, life.error["code"], task.status.value) == (S.FAILED, "APPROVAL_REJECTED", "failed")
         assert [job.key for job in here.let_go] == [run.session.session_id]
-        assert here.engine.idle
+        let.set()
 
 
 async def test_it_waits_as_long_as_its_role_allows_and_no_longer(data_dir: Path) -> None:
     async with place(data_dir) as here:
         _, run = await here.submit(asking("a", calls=[]), wait_timeout_seconds=0.3)
         _, patient = await here.submit(asking("a", calls=[]))
+        await parked(run)
+        here.engine.unpark(run.session)  # nothing, since nobody has answered
         life = await here.ended(run)
         assert (life.status, 0.2 < life.paused_seconds < 2) == (S.TIMED_OUT, True)
         assert patient.session.status is S.PAUSED

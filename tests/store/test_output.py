@@ -163,6 +163,19 @@ def test_no_secret_is_ever_shown_however_it_is_cut(
         assert shown == data
 
 
+@pytest.mark.promise("masked")
+def test_what_looks_like_a_named_token_is_masked_however_it_is_cut() -> None:
+    token = b"vsp_0123456789ab_" + b"c0ffee42" * 5
+    data = b"vsp_ " + token + b"v" + token[:-1] + b" vsp"
+    for cut in range(len(data) + 1):
+        for second in (cut, min(cut + 7, len(data))):
+            mask = SecretMask([b"hunter2"])
+            pieces = (data[:cut], data[cut:second], data[second:])
+            shown = b"".join(map(mask.feed, pieces)) + mask.rest()
+            assert shown == b"vsp_ ***v" + token[:-1] + b" vsp"
+    assert SecretMask([]).whole(data) == b"vsp_ ***v" + token[:-1] + b" vsp"
+
+
 def test_what_cannot_be_a_secret_is_shown_at_once(data_dir: Path) -> None:
     mask = SecretMask([b"hunter2"])
     assert mask.feed(b"my password is hun") == b"my password is "

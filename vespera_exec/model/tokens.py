@@ -72,5 +72,7 @@ def is_name(name: str) -> bool:
 
 def granted(chosen: Iterable[Scope]) -> frozenset[Scope]:
     """The scopes of who was given `chosen`: whoever may start work may also look at it."""
-    scopes = frozenset(chosen)
-    return scopes | {"read"} if "operate" in scopes else scopes
+    scopes = set(chosen)
+    if "operate" in scopes:
+        scopes.add("read")
+    return frozenset(scopes)

@@ -115,7 +115,7 @@ class Executed(_Outcome):
 
 class Answered(_Outcome, views.Answered):
     task_id: str
-    run_id: str
+    run_id: str | None = None
 
 
 async def _execute_task(call: Call, request: views.Execute) -> dict[str, Json]:
@@ -140,11 +140,15 @@ async def _start(vespera: Vespera, caller: Caller, request: views.Execute) -> vi
 async def _answer(call: Call, given: GiveAnswers) -> dict[str, Json]:
     before = await call.vespera.get_status(call.caller, given.task_id)
     answered = await call.vespera.answer_input(call.caller, given.task_id, by_key(given, before.inputs))
-    assert before.session is not None
+    answer = answers.of(answered) | {"task_id": before.task_id}
+    if before.session is None:
+        return answer
     if call.host.way == "rounds":
         call.host.way = None  # the next round would give this answer again
-    outcome = await _followed(call, before.task_id, before.session.run_id, cursor=before.cursor, wait_ms=given.wait_ms)
-    return answers.of(answered) | outcome
+    with suppress(RunExpired):
+        run_id = before.session.run_id
+        answer |= await _followed(call, before.task_id, run_id, cursor=before.cursor, wait_ms=given.wait_ms)
+    return answer
 
 
 async def _followed(call: Call, task_id: str, run_id: str, *, cursor: int, wait_ms: int) -> dict[str, Json]:

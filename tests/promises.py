@@ -273,6 +273,18 @@ PROMISES: dict[str, Promise] = {
             ),
         ),
     ),
+    "handle": Promise(
+        text="An MCP task handle answers after SIGKILL, whatever its run was doing",
+        tests=("server/test_mcp_tasks.py::test_after_a_sigkill_of_the_daemon_the_same_handles_answer",),
+        mutants=(
+            Mutant(
+                file="vespera_exec/app/runs.py",
+                right="        elif run_id.isascii() and len(run_id) <= _LONGEST_ID:\n",
+                wrong="        elif False:\n",
+                caught_by="server/test_mcp_tasks.py::test_after_a_sigkill_of_the_daemon_the_same_handles_answer",
+            ),
+        ),
+    ),
     "reconnect": Promise(
         text="Who reconnects with a cursor hears everything once, over a killed daemon too",
         tests=(
@@ -281,6 +293,8 @@ PROMISES: dict[str, Promise] = {
             "store/test_feed.py::test_history_that_memory_has_forgotten_comes_from_the_database",
             "store/test_feed.py::test_reconnecting_by_cursor_anywhere_loses_and_repeats_nothing",
             "server/test_http.py::test_a_stream_resumed_anywhere_has_no_gap_and_no_repeat",
+            "server/test_reconnects.py::"
+            "test_a_follower_of_a_run_that_asks_hears_question_and_answer_once_over_a_killed_daemon_too",
         ),
         mutants=(
             Mutant(

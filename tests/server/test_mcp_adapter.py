@@ -9,17 +9,29 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import anyio
+import httpx
 import pytest
 from mcp import Client
 from mcp.client.extension import ClientExtension, NotificationBinding, ResultClaim
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
 from mcp.server.extension import Extension
 from mcp.server.lowlevel import Server
 from mcp.server.mcpserver import server as sdk
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
 from mcp_types import CallToolResult, ElicitResult, Result, TextContent, ToolAnnotations
 from pydantic import BaseModel, ConfigDict
 
-from vespera_exec.server.mcp.adapter import ListenSession, OwnServer, elicit, lowlevel, notify, own_tool
+from vespera_exec.server.mcp.adapter import (
+    ListenSession,
+    OwnServer,
+    elicit,
+    end_session,
+    lowlevel,
+    notify,
+    own_tool,
+)
 
 
 def unknown(name: str) -> CallToolResult:
@@ -191,3 +203,26 @@ async def test_a_dialog_has_an_id_that_was_never_used_before() -> None:
             await client.call_tool("echo", {})
     assert len(set(ids)) == 4
     assert actions == ["decline"] * 4
+
+
+async def test_a_session_of_the_streamable_transport_can_be_ended_for_who_opened_it() -> None:
+    ann, bob = (AuthenticatedUser(AccessToken(token="", client_id=name, scopes=[])) for name in ("ann", "bob"))
+    manager = StreamableHTTPSessionManager(lowlevel(echoing([])))
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "0"}}
+    both = {"Accept": "application/json, text/event-stream"}
+
+    async def door(scope: Any, receive: Any, send: Any) -> None:
+        await manager.handle_request({**scope, "user": ann}, receive, send)
+
+    async def ask(method: str, **headers: str) -> httpx.Response:
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": hello if method == "initialize" else {}}
+        return await http.post("/mcp", json=body, headers=both | headers)
+
+    transport = httpx.ASGITransport(app=door)
+    async with manager.run(), httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:80") as http:
+        session = (await ask("initialize")).headers["mcp-session-id"]
+        await end_session(manager, "no-such-session", ann)
+        await end_session(manager, session, bob)
+        assert (await ask("ping", **{"mcp-session-id": session})).status_code == 200
+        await end_session(manager, session, ann)
+        assert (await ask("ping", **{"mcp-session-id": session})).status_code == 404

@@ -422,7 +422,7 @@ approval: May it touch the wall?
 """
 
 
-@pytest.mark.promise("acknowledged")
+@pytest.mark.promise("handle")
 def test_after_a_sigkill_of_the_daemon_the_same_handles_answer(place: Place) -> None:
     (place.folder / "roles-dir").mkdir()
     (place.folder / "roles-dir" / "guarded.yaml").write_text(_GUARDED)

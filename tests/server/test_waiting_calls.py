@@ -400,6 +400,9 @@ async def test_answers_that_do_not_fit_are_refused_and_change_nothing(doors: Doo
         assert (second["success"], second["ignored"]) == (False, ["where"])
         assert "it has ended (completed)" in second["reason"]
         assert (await wrong(action="accept"))["error_code"] == "CONFLICT"
+        idle = (await call(client, "create_task", title="Not started"))["task_id"]
+        nothing = await call(client, "answer_task_input", task_id=idle, key="where", action="accept")
+        assert (nothing["success"], nothing["reason"]) == (False, "it asks nothing (idle)")
 
 
 async def test_an_answer_to_one_of_several_questions_says_what_is_still_open(doors: Doors) -> None:

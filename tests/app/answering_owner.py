@@ -38,7 +38,7 @@ async def main(home: str, place: str, turn: str, answers: str) -> None:
             for waiting in (await vespera.list_inputs(ME, limit=50)).inputs:
                 number += 1
                 said = f"{turn}-{number}"
-                answer = {waiting.input.key: InputAnswer(content={"said": said})}
+                answer = {waiting.input.key: InputAnswer(action="accept", content={"said": said})}
                 if (await vespera.answer_input(ME, waiting.run_id, answer)).success:
                     told(f"answered {waiting.run_id} {waiting.input.key} {said}")
                     left -= 1

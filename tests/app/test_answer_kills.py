@@ -114,7 +114,7 @@ async def settle(place: Path, answered: Said) -> None:
         with anyio.fail_after(60):
             while not vespera.is_idle:
                 for waiting in (await vespera.list_inputs(ME, limit=200)).inputs:
-                    late = {waiting.input.key: InputAnswer(content={"said": "late"})}
+                    late = {waiting.input.key: InputAnswer(action="accept", content={"said": "late"})}
                     await vespera.answer_input(ME, waiting.run_id, late)
                 await anyio.sleep(0.02)
         for run_id, said in answered.items():

@@ -24,7 +24,7 @@ Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
 ME = Caller(cwd="/", env={"PATH": os.environ["PATH"]})
 SOMEBODY = Caller(principal="token:ann", over_tcp=True, scopes=frozenset({"read", "operate"}), sees_only="token:ann")
 READER = Caller(principal="token:eve", over_tcp=True, scopes=frozenset({"read"}))
-YES = InputAnswer()
+YES = InputAnswer(action="accept")
 NO = InputAnswer(action="decline")
 COLOUR = {
     "type": "object",
@@ -115,7 +115,7 @@ async def test_a_run_that_asks_stands_without_a_slot_and_goes_on_with_the_answer
     ]
     assert vespera.describe().running == 0
 
-    answered = await vespera.answer_input(ME, handle.task_id, {"paint": InputAnswer(content={"colour": "red"})})
+    answered = await vespera.answer_input(ME, handle.task_id, {"paint": InputAnswer(action="accept", content={"colour": "red"})})
     assert (answered.success, answered.accepted, answered.open) == (True, ["paint"], [])
     result = await ended(vespera, handle)
     assert result.status == "completed"
@@ -191,7 +191,7 @@ async def test_an_answer_that_does_not_fit_is_refused_with_all_that_came_with_it
 ) -> None:
     handle = await asked(vespera, asking(question("a"), question("paint", schema=COLOUR)))
     with pytest.raises(InvalidInput, match="the answer to paint: field 'colour' is one of red, blue"):
-        await vespera.answer_input(ME, handle.task_id, {"a": YES, "paint": InputAnswer(content={"colour": "green"})})
+        await vespera.answer_input(ME, handle.task_id, {"a": YES, "paint": InputAnswer(action="accept", content={"colour": "green"})})
     status = await vespera.get_status(ME, handle.task_id)
     assert [each.key for each in status.inputs or ()] == ["a", "paint"]
     assert "approval_approved" not in await event_types(vespera, handle.task_id)

@@ -336,7 +336,7 @@ async def test_a_question_parks_the_task_until_another_worker_goes_on_with_the_a
         with pytest.raises(LeaseLost):
             await report(vespera, first, ANN)
         assert not (await vespera.workers.claim(BEN, Claim())).claimed
-        await vespera.answer_input(ME, handle.task_id, {"depth": InputAnswer(content={"depth": 3})})
+        await vespera.answer_input(ME, handle.task_id, {"depth": InputAnswer(action="accept", content={"depth": 3})})
         second = await claimed(vespera, BEN)
         assert (second.session_id, second.checkpoint) == (first.session_id, 1)
         assert second.answers == {"depth": {"action": "accept", "content": {"depth": 3}}}

@@ -94,7 +94,7 @@ async def test_rest_shows_the_questions_and_takes_their_answers(rest: Rest) -> N
     assert answered.status_code == 200
     assert (answered.json()["accepted"], answered.json()["ignored"]) == (["sure"], [])
     await rest.until(task_id, "paused")
-    given = {"answers": {"where": {"content": {"target": "production"}}, "sure": {}}}
+    given = {"answers": {"where": PRODUCTION_GIVEN, "sure": {"action": "accept"}}}
     answered = await rest.give(task_id, given, prefix="executions")
     assert (answered.json()["accepted"], answered.json()["ignored"]) == (["where"], ["sure"])
     await rest.until(task_id, "completed")
@@ -154,10 +154,10 @@ async def test_a_principal_sees_and_answers_the_questions_of_its_own_tasks_alone
     assert (await vespera.list_inputs(ada)).total == 1
     assert (await vespera.list_inputs(bob)).total == 0
     with pytest.raises(TaskNotFound):
-        await vespera.answer_input(bob, task_id, {"where": InputAnswer(content={"target": "staging"})})
+        await vespera.answer_input(bob, task_id, {"where": InputAnswer(action="accept", content={"target": "staging"})})
     reader = Caller(principal="token:ada", scopes=frozenset({"read"}), sees_only="token:ada")
     with pytest.raises(PermissionDenied):
-        await vespera.answer_input(reader, task_id, {"where": InputAnswer(content={"target": "staging"})})
+        await vespera.answer_input(reader, task_id, {"where": InputAnswer(action="accept", content={"target": "staging"})})
     async with rest.doors.client("memory-modern", caller=bob) as client:
         error = await refused(client, "answer_task_input", task_id=task_id, action="accept")
         assert (error["error_code"], error["success"]) == ("TASK_NOT_FOUND", False)

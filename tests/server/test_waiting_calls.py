@@ -204,7 +204,7 @@ async def test_an_answer_at_another_door_closes_the_dialog_and_the_call_goes_on(
         group.start_soon(wait)
         await eventually(lambda: user.asked == ["Where to?"])
         (asked,) = (await doors.vespera.list_inputs(ME)).inputs
-        given = {"where": InputAnswer(content={"target": "staging"})}
+        given = {"where": InputAnswer(action="accept", content={"target": "staging"})}
         answered = await doors.vespera.answer_input(ME, asked.task_id, given)
         assert answered.accepted == ["where"]
         with anyio.fail_after(5):

@@ -27,7 +27,7 @@ def by_key(given: GiveAnswers, inputs: Sequence[InputView] | None) -> dict[str, 
     if given.answers:
         return dict(given.answers)
     named = f"open: {', '.join(keys)}" if keys else "no question is open"
-    if not one:
+    if given.action is None and not given.content:
         raise InvalidInput("nothing is answered", hint=f"give action and content, or answers; {named}")
     if given.key is not None:
         key = given.key

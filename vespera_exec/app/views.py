@@ -246,14 +246,17 @@ class Result(View):
 
 
 class InputAnswer(Request):
-    """The answer to one question of a role."""
+    """The answer to one question of a role. Nobody accepts by saying nothing: there is no default."""
 
-    action: Literal["accept", "decline", "cancel"] = "accept"
+    action: Literal["accept", "decline", "cancel"]
     content: dict[str, Json] | None = None
 
 
 class GiveAnswers(Request):
-    """Answers by the keys of their questions (`answers`), or one: to the question `key`, else to the only open one."""
+    """Answers by the keys of their questions (`answers`), or one: to the question `key`, else to the only open one.
+
+    Values in `content` are an acceptance also without `action`.
+    """
 
     answers: Annotated[dict[str, InputAnswer], Field(max_length=100)] | None = None
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None

@@ -121,6 +121,8 @@ class Role:
     def __post_init__(self) -> None:
         if not NAME.match(self.name):
             raise InvalidInput(f"{self.name[:80]!r} is no role name: a lower-case letter, then letters, digits, _ or -")
+        if self.runner == "external" and self.approval:
+            raise InvalidInput(f"role {self.name}: nobody asks for the approval of a role with runner external")
 
     @classmethod
     def from_callable(

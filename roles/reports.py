@@ -263,10 +263,7 @@ def check_answered(work: Work, intake: Intake) -> None:
 
 def told_answers(work: Work) -> dict[str, Json]:
     """`{key: {"action", "content"}}`, as the work is told."""
-    return {
-        key: {"action": each.action, "content": None if each.content is None else dict(each.content)}
-        for key, each in work.answers.items()
-    }
+    return {key: each.told() for key, each in work.answers.items()}
 
 
 def _question(given: Json) -> tuple[Question | None, str | None]:

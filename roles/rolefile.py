@@ -37,7 +37,7 @@ _KEYS: Final = (
     "wait_timeout_seconds", "grace_seconds", "retry", "on_interrupt", "permissions", "reads_paths", "env", "stdin",
     "workers", "lease_seconds", "approval",
 )  # fmt: skip
-_NOT_EXTERNAL: Final = ("target", "argv", "progress", "on_interrupt", "env", "stdin")
+_NOT_EXTERNAL: Final = ("target", "argv", "progress", "on_interrupt", "env", "stdin", "approval")
 _ONLY_EXTERNAL: Final = ("workers", "lease_seconds")
 _BUILTIN_KEYS: Final = (*_KEYS, "argv_input")
 _DAY: Final = 86_400.0

@@ -189,7 +189,7 @@ PROMISES: dict[str, Promise] = {
             "app/test_workers.py::test_a_thousand_tasks_are_claimed_by_eight_workers_each_exactly_once",
             "app/test_workers.py::test_what_a_worker_is_answered_is_on_disk_by_then",
             "app/test_workers.py::test_when_reports_stop_the_next_worker_goes_on_and_the_lost_one_is_refused",
-            "app/test_workers.py::test_a_worker_keeps_its_lease_under_the_next_owner_and_no_recovery_is_burnt",
+            "app/test_workers_over_owners.py::test_a_worker_keeps_its_lease_under_the_next_owner_and_no_recovery_is_burnt",
             "server/test_worker_tools.py::test_a_worker_goes_on_after_the_daemon_was_killed_as_if_nothing_had_happened",
         ),
         mutants=(
@@ -208,9 +208,9 @@ PROMISES: dict[str, Promise] = {
             ),
             Mutant(
                 file="vespera_exec/app/recovery.py",
-                right='            if began and role.runner != "external":',
+                right='            if began and not (role.runner == "external" and life.lease is not None):',
                 wrong="            if began:",
-                caught_by="app/test_workers.py::"
+                caught_by="app/test_workers_over_owners.py::"
                 "test_a_worker_keeps_its_lease_under_the_next_owner_and_no_recovery_is_burnt",
             ),
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from vespera_exec.model.events import Json
     from vespera_exec.model.leases import Lease
 
+_ABSENT_SECONDS: Final = 1.0
+"""A lease that is found so long after its end ran out while the owner stood still, and could hear nobody."""
+
 
 class Shift:
     """One worker's time with one execution. Its methods are called on the engine's loop."""
 
-    def __init__(self, *, begins: bool = False) -> None:
+    def __init__(self, *, begins: bool) -> None:
         """`begins` False: the worker has it from an earlier owner, and is in the middle of it."""
         self._begins = begins
         self._opened = anyio.Event()
@@ -131,6 +134,9 @@ class Shift:
         while self._end is None:
             self._turned = anyio.Event()
             left = self._deadline - anyio.current_time()
+            if left < -_ABSENT_SECONDS:
+                self.prolong()
+                continue
             if left <= 0:
                 self._end = WorkerNeeded(f"Worker {lease.worker} was not heard of for {lease.seconds:g} seconds")
                 break
@@ -161,13 +167,17 @@ class Shifts:
         """A worker has claimed it."""
         self._going_on[session_id] = Shift(begins=True)
 
-    def of(self, session_id: str) -> Shift:
-        """That of the session; where there is none, the worker has it from an earlier owner."""
-        return self._going_on.setdefault(session_id, Shift())
+    def take_over(self, session_id: str) -> None:
+        """A worker has it from an earlier owner."""
+        self._going_on[session_id] = Shift(begins=False)
+
+    def of(self, session_id: str) -> Shift | None:
+        """That of the session; None where it is over."""
+        return self._going_on.get(session_id)
 
     async def serve(self, work: Work, lease: Lease) -> WorkResult:
         """As `Shift.served`."""
         try:
-            return await self.of(work.execution_id).served(work, lease)
+            return await self._going_on[work.execution_id].served(work, lease)
         finally:
-            self._going_on.pop(work.execution_id, None)
+            del self._going_on[work.execution_id]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
+Defining = Callable[..., None]
 
 
 @pytest.fixture
@@ -33,3 +34,17 @@ def opening(tmp_path: Path) -> Opening:
 async def vespera(opening: Opening) -> AsyncIterator[Vespera]:
     async with opening() as made:
         yield made
+
+
+@pytest.fixture
+def define(tmp_path: Path) -> Defining:
+    """`define("review", "lease_seconds: 1")`: the role, done by workers."""
+
+    def make(name: str = "review", *lines: str) -> None:
+        folder = tmp_path / "roles"
+        folder.mkdir(exist_ok=True)
+        text = "\n".join((f"name: {name}", "runner: external", "inputs: {file: {type: string, default: a}}", *lines))
+        (folder / f"{name}.yaml").write_text(text + "\n")
+
+    make()
+    return make

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from vespera_exec.app.access import Access
-from vespera_exec.app.views import NewToken
+from vespera_exec.app.token_views import NewToken
 from vespera_exec.errors import PermissionDenied, StoreUnavailable, Unauthenticated
 from vespera_exec.model.clock import Clock
 from vespera_exec.model.principal import Caller

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from roles.definition import Role
 from vespera_exec.app.service import Vespera
-from vespera_exec.app.views import Execute, Handle, InputAnswer
+from vespera_exec.app.views import Execute, Handle, InputAnswer, Paused
 from vespera_exec.errors import InvalidInput, PermissionDenied
 from vespera_exec.model.principal import Caller
 
@@ -115,7 +116,9 @@ async def test_a_run_that_asks_stands_without_a_slot_and_goes_on_with_the_answer
     ]
     assert vespera.describe().running == 0
 
-    answered = await vespera.answer_input(ME, handle.task_id, {"paint": InputAnswer(action="accept", content={"colour": "red"})})
+    answered = await vespera.answer_input(
+        ME, handle.task_id, {"paint": InputAnswer(action="accept", content={"colour": "red"})}
+    )
     assert (answered.success, answered.accepted, answered.open) == (True, ["paint"], [])
     result = await ended(vespera, handle)
     assert result.status == "completed"
@@ -191,7 +194,9 @@ async def test_an_answer_that_does_not_fit_is_refused_with_all_that_came_with_it
 ) -> None:
     handle = await asked(vespera, asking(question("a"), question("paint", schema=COLOUR)))
     with pytest.raises(InvalidInput, match="the answer to paint: field 'colour' is one of red, blue"):
-        await vespera.answer_input(ME, handle.task_id, {"a": YES, "paint": InputAnswer(action="accept", content={"colour": "green"})})
+        await vespera.answer_input(
+            ME, handle.task_id, {"a": YES, "paint": InputAnswer(action="accept", content={"colour": "green"})}
+        )
     status = await vespera.get_status(ME, handle.task_id)
     assert [each.key for each in status.inputs or ()] == ["a", "paint"]
     assert "approval_approved" not in await event_types(vespera, handle.task_id)
@@ -361,3 +366,29 @@ async def test_the_next_attempt_knows_what_was_answered(
     assert (result.status, result.session_id != handle.session_id) == ("completed", True)
     types = await event_types(vespera, handle.task_id)
     assert (types.count("approval_requested"), types.count("execution_failed")) == (1, 1)
+
+
+async def test_a_pause_that_meets_a_question_finds_it_standing_still(vespera: Vespera) -> None:
+    begun, may_ask = anyio.Event(), anyio.Event()
+
+    async def asks(context: Any) -> None:
+        for number in range(2000):  # they take a moment to go, in which all that was said before reaches the disk
+            (context.scratch / str(number)).touch()
+        begun.set()
+        await may_ask.wait()
+        context.ask("a", "What about a?")
+
+    vespera.roles.add(Role.from_callable(asks, name="asks", in_loop=True, inputs=None))
+    handle = await vespera.execute_task(ME, Execute(title="Ask", role="asks"))
+    await begun.wait()
+    answers: list[Paused] = []
+
+    async def pause() -> None:
+        answers.append(await vespera.pause(ME, handle.run_id, wait_ms=10_000))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(pause)
+        await anyio.wait_all_tasks_blocked()
+        may_ask.set()
+    assert [(each.success, each.status, each.pending) for each in answers] == [(True, "paused", False)]
+    assert [each.key for each in (await vespera.get_status(ME, handle.run_id)).inputs or ()] == ["a"]

@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from roles.definition import RetryPolicy, Role
+from vespera_exec.app import following
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Execute, Handle, NewTask
 from vespera_exec.errors import (
@@ -84,6 +85,43 @@ async def working(vespera: Vespera, task_id: str) -> None:
 async def event_types(vespera: Vespera, any_id: str) -> list[str]:
     page = await vespera.read_events(ME, any_id, max_events=1000)
     return [event["type"] for event in page.events]
+
+
+async def test_who_waits_for_events_hears_with_the_last_one_that_the_run_is_done(
+    vespera: Vespera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "_SETTLING_SECONDS", 60.0)
+
+    async def brief(context: Any) -> int:
+        return 1
+
+    vespera.roles.add(in_loop("brief", brief))
+    for number in range(2):
+        handle = await vespera.execute_task(ME, Execute(title=str(number), role="brief"))
+        ended: list[bool] = []
+        with anyio.fail_after(10):
+            cursor = 0
+            while not ended:
+                page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)
+                cursor = page.next_cursor
+                ended = [page.done for event in page.events if event["type"] == "execution_completed"]
+        assert ended == [True]
+
+
+async def test_a_reader_of_small_pages_holds_up_nobody_at_the_end_of_a_run(vespera: Vespera) -> None:
+    async def brief(context: Any) -> int:
+        return 1
+
+    vespera.roles.add(in_loop("brief", brief))
+    handle = await vespera.execute_task(ME, Execute(title="in small pages", role="brief"))
+    seen: list[dict[str, Any]] = []
+    cursor, ended = 0, False
+    with anyio.fail_after(10):
+        while not ended:
+            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000, max_events=1)
+            seen += page.events
+            cursor, ended = page.next_cursor, page.done
+    assert seen == (await vespera.read_events(ME, handle.task_id, max_events=1000)).events
 
 
 async def test_a_survey_runs_through_its_phases_and_leaves_a_result(vespera: Vespera, tmp_path: Path) -> None:

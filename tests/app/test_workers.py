@@ -2,100 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+from worker_calls import (
+    ANN,
+    BEN,
+    ME,
+    Defining,
+    Opening,
+    became,
+    claimed,
+    conclude,
+    events,
+    heard,
+    recorded,
+    report,
+    started,
+    until_refused,
+)
 
 from roles.definition import Role
-from vespera_exec.app.service import Vespera
-from vespera_exec.app.views import Execute, Handle, InputAnswer
-from vespera_exec.app.worker_views import Claim, Claimed, Conclude, Concluded, Report, Reported
+from vespera_exec.app.views import InputAnswer
+from vespera_exec.app.worker_views import Claim, Claimed, Concluded
 from vespera_exec.errors import InvalidInput, LeaseLost, PermissionDenied, RoleNotFound
 from vespera_exec.model.principal import Caller
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
-Defining = Callable[..., None]
-ME = Caller(cwd="/", env={"PATH": os.environ["PATH"]})
-ANN = Caller("ann", frozenset({"worker"}), over_tcp=True, sees_only="ann")
-BEN = Caller("ben", frozenset({"worker"}), over_tcp=True, sees_only="ben")
-
-
-@pytest.fixture
-def define(tmp_path: Path) -> Defining:
-    """`define("review", "lease_seconds: 1")`: the role, done by workers."""
-
-    def make(name: str = "review", *lines: str) -> None:
-        folder = tmp_path / "roles"
-        folder.mkdir(exist_ok=True)
-        text = "\n".join((f"name: {name}", "runner: external", "inputs: {file: {type: string, default: a}}", *lines))
-        (folder / f"{name}.yaml").write_text(text + "\n")
-
-    make()
-    return make
-
-
-async def started(vespera: Vespera, role: str = "review", **more: Any) -> Handle:
-    return await vespera.execute_task(ME, Execute(title=more.pop("title", "Look at it"), role=role, **more))
-
-
-async def claimed(vespera: Vespera, caller: Caller = ME, *, wait_ms: int = 10_000, **asked: Any) -> Claimed:
-    claim = await vespera.workers.claim(caller, Claim(wait_ms=wait_ms, **asked))
-    assert claim.claimed
-    return claim
-
-
-async def report(vespera: Vespera, claim: Claimed, caller: Caller = ME, **said: Any) -> Reported:
-    asked = Report(session_id=claim.session_id or "", lease=claim.lease or "", **said)
-    return await vespera.workers.report(caller, asked)
-
-
-async def conclude(vespera: Vespera, claim: Claimed, caller: Caller = ME, **said: Any) -> Concluded:
-    asked = Conclude(session_id=claim.session_id or "", lease=claim.lease or "", **said)
-    return await vespera.workers.conclude(caller, asked)
-
-
-async def events(vespera: Vespera, handle: Handle) -> list[Any]:
-    return (await vespera.read_events(ME, handle.task_id, max_events=1000)).events
-
-
-async def became(vespera: Vespera, handle: Handle, status: str) -> Any:
-    """Its status, once it is that; fails after a deadline."""
-    cursor = 0
-    with anyio.fail_after(20):
-        while True:
-            now = await vespera.get_status(ME, handle.task_id)
-            if now.status == status:
-                return now
-            cursor = (await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)).next_cursor
-
-
-async def recorded(vespera: Vespera, handle: Handle, kind: str) -> None:
-    """Returns once the log has an event of this kind."""
-    cursor = 0
-    with anyio.fail_after(20):
-        while True:
-            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
-            if kind in [event["type"] for event in page.events]:
-                return
-            cursor = page.next_cursor
-
-
-async def heard(vespera: Vespera, claim: Claimed, told: Callable[[Reported], bool], **said: Any) -> Reported:
-    """The first answer to a report that tells this."""
-    with anyio.fail_after(10):
-        while True:
-            answer = await report(vespera, claim, **said)
-            if told(answer):
-                return answer
-            await anyio.sleep(0.01)
-
 
 # taking
 
@@ -485,59 +418,28 @@ async def test_a_paused_one_whose_worker_is_lost_stays_paused(opening: Opening, 
         assert (await claimed(vespera)).session_id == handle.session_id
 
 
-# owners
-
-
-@pytest.mark.promise("workers")
-async def test_a_worker_keeps_its_lease_under_the_next_owner_and_no_recovery_is_burnt(
+async def test_a_pause_that_the_lost_worker_has_not_heard_of_takes_effect_with_its_loss(
     opening: Opening, define: Defining
 ) -> None:
-    async with opening() as vespera:
-        handle, waiting = await started(vespera), await started(vespera)
-        claim = await claimed(vespera, ANN)
-        await report(vespera, claim, ANN, percentage=40, checkpoint={"file": 4})
-    async with opening() as vespera:
-        assert (await report(vespera, claim, ANN, percentage=60)).ok
-        status = await vespera.get_status(ME, handle.task_id)
-        assert status.status == "running"
-        kinds = [event["type"] for event in await events(vespera, handle)]
-        assert "recovery_initiated" not in kinds
-        assert kinds.count("lease_granted") == 1
-        assert (await claimed(vespera, BEN)).session_id == waiting.session_id
-        assert (await conclude(vespera, claim, ANN, result="all")).status == "completed"
-    async with opening() as vespera:
-        assert (await vespera.get_result(ME, handle.task_id)).result == "all"
-        assert (await conclude(vespera, claim, ANN)).repeated
-
-
-async def test_a_worker_that_died_with_the_owner_is_waited_for_as_long_as_its_lease(
-    opening: Opening, define: Defining
-) -> None:
-    define("review", "lease_seconds: 0.3")
-    async with opening() as vespera:
-        await started(vespera)
-        first = await claimed(vespera, ANN)
-        await report(vespera, first, ANN, checkpoint=3)
-    async with opening() as vespera:
-        assert not (await vespera.workers.claim(BEN, Claim())).claimed
-        second = await claimed(vespera, BEN)
-        assert (second.session_id, second.checkpoint) == (first.session_id, 3)
-        with pytest.raises(LeaseLost):
-            await report(vespera, first, ANN)
-
-
-async def test_one_that_was_paused_with_its_worker_stays_so_under_the_next_owner(
-    opening: Opening, define: Defining
-) -> None:
+    define("review", "lease_seconds: 0.2")
     async with opening() as vespera:
         handle = await started(vespera)
-        claim = await claimed(vespera)
-        await vespera.pause(ME, handle.task_id, wait_ms=0)
-        await heard(vespera, claim, lambda answer: answer.pause)
-        await report(vespera, claim, state="paused")
+        await claimed(vespera)
+        await became(vespera, handle, "running")
+        assert (await vespera.pause(ME, handle.task_id, reason="lunch", wait_ms=0)).pending
         await became(vespera, handle, "paused")
-    async with opening() as vespera:
-        assert (await report(vespera, claim, state="paused")).pause
+        assert not (await vespera.workers.claim(ME, Claim(wait_ms=50))).claimed
         await vespera.resume(ME, handle.task_id)
-        assert not (await report(vespera, claim)).pause
-        assert (await conclude(vespera, claim)).status == "completed"
+        assert (await claimed(vespera)).session_id == handle.session_id
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_report_that_crosses_the_end_is_refused_at_once(opening: Opening, define: Defining, steps: int) -> None:
+    async with opening() as vespera, anyio.create_task_group() as group:
+        await started(vespera)
+        claim = await claimed(vespera)
+        group.start_soon(conclude, vespera, claim)
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(5), pytest.raises(LeaseLost):
+            await until_refused(vespera, claim)

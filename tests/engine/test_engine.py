@@ -410,7 +410,7 @@ async def test_work_that_will_not_stop_is_abandoned_fenced_and_holds_nobody_up(
         let.set()
         with anyio.fail_after(10):
             await over.wait()
-        assert late == ["this work was abandoned; its reports are refused"]
+        assert late == ["this work is over; its reports are refused"]
         assert await here.still_works()
 
 

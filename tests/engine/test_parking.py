@@ -11,6 +11,7 @@ from test_engine import Body, Place, holding, place
 from test_pausing import eventually, lasting
 
 from vespera_exec.engine.work import InputNeeded, Parked, Work, WorkResult
+from vespera_exec.errors import CancellationException
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.inputs import MAX_QUESTIONS, Answer, Question
 
@@ -95,6 +96,18 @@ async def test_what_is_called_again_is_known_on_disk_to_have_begun(data_dir: Pat
         answer(here, run, ["a"])
         assert (await here.ended(run)).status is S.COMPLETED
     assert seen == [False, False]
+
+
+async def test_what_parked_work_has_left_behind_does_not_speak_for_it_any_more(data_dir: Path) -> None:
+    """Or what a thread of it still says would look like work that was lost with its owner."""
+    calls: list[Work] = []
+    async with place(data_dir) as here:
+        _, run = await here.submit(asking("a", calls=calls))
+        await parked(run)
+        with pytest.raises(CancellationException, match="is over"):
+            calls[0].tracking.enter_phase(ExecutionPhase.EXECUTION, "Still here")
+        answer(here, run, ["a"])
+        assert (await here.ended(run)).status is S.COMPLETED
 
 
 async def test_it_may_ask_again_and_again(data_dir: Path) -> None:

@@ -88,11 +88,19 @@ def test_external_role_is_done_by_workers_that_it_may_name() -> None:
     assert not local.admits(Caller("local", frozenset({"worker"}), over_tcp=True))
 
 
-@pytest.mark.parametrize("line", ["argv: [echo]", "target: a:b", "env: {A: b}", "stdin: task", "on_interrupt: resume"])
+@pytest.mark.parametrize(
+    "line",
+    ["argv: [echo]", "target: a:b", "env: {A: b}", "stdin: task", "on_interrupt: resume", "approval: true"],
+)
 def test_what_needs_a_process_of_ours_does_not_fit_an_external_role(line: str) -> None:
     key = line.partition(":")[0]
     said = refused(f"name: check\nrunner: external\n{line}")
     assert said == f"check.yaml:3: a role with `runner: external` takes no `{key}`: its work is done elsewhere"
+
+
+def test_a_program_cannot_define_an_approval_that_nobody_would_ask_for() -> None:
+    with pytest.raises(InvalidInput, match="approval"):
+        Role(name="check", runner="external", approval="May it?")
 
 
 def test_what_is_for_workers_does_not_fit_another_role() -> None:

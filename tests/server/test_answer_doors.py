@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PRODUCTION = {"target": "production", "copies": 1}
-
+YES = {"action": "accept"}
 
 NO_ANSWERS: list[tuple[dict[str, Any], int, str | None]] = [
     ({}, 400, "nothing is answered"),
@@ -33,9 +33,9 @@ NO_ANSWERS: list[tuple[dict[str, Any], int, str | None]] = [
     ({"content": ["staging"]}, 400, "valid dictionary"),
     ({"action": "cancel"}, 400, "'accept' or 'decline'"),
     ({"answers": {"where": {"action": "yes"}}}, 400, "answers.where.action"),
-    ({"answers": {f"k{number}": {} for number in range(101)}}, 400, "at most 100"),
-    ({"answers": {"where": {}}, "key": "where"}, 400, "one answer beside them"),
-    ({"key": "whence"}, 409, None),
+    ({"answers": {f"k{number}": YES for number in range(101)}}, 400, "at most 100"),
+    ({"answers": {"where": YES}, "key": "where"}, 400, "one answer beside them"),
+    ({"key": "whence"} | YES, 409, None),
     ({"answer": {}}, 400, "answer"),
 ]
 
@@ -94,7 +94,7 @@ async def test_rest_shows_the_questions_and_takes_their_answers(rest: Rest) -> N
     assert answered.status_code == 200
     assert (answered.json()["accepted"], answered.json()["ignored"]) == (["sure"], [])
     await rest.until(task_id, "paused")
-    given = {"answers": {"where": PRODUCTION_GIVEN, "sure": {"action": "accept"}}}
+    given = {"answers": {"where": YES | {"content": {"target": "production"}}, "sure": YES}}
     answered = await rest.give(task_id, given, prefix="executions")
     assert (answered.json()["accepted"], answered.json()["ignored"]) == (["where"], ["sure"])
     await rest.until(task_id, "completed")
@@ -119,6 +119,20 @@ async def test_what_is_no_answer_is_a_problem_that_says_why(
     else:
         assert (refusal.json()["ignored"], refusal.json()["open"]) == (["whence"], ["where"])
     assert [each["key"] for each in await rest.inputs(task_id)] == ["where"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"key": "sure"}, {"key": "sure", "content": {}}, {"content": {}}, {"answers": {"sure": {}}}],
+    ids=str,
+)
+async def test_an_approval_is_given_in_words_or_not_at_all(rest: Rest, body: dict[str, Any]) -> None:
+    task_id = await rest.asking("asks-twice", "sure")
+    refusal = await rest.give(task_id, body)
+    assert (refusal.status_code, refusal.json()["error_code"]) == (400, "INVALID_INPUT")
+    async with rest.doors.client("memory-modern") as client:
+        assert (await refused(client, "answer_task_input", task_id=task_id, **body))["error_code"] == "INVALID_INPUT"
+    assert [each["key"] for each in await rest.inputs(task_id)] == ["sure"]
 
 
 async def test_of_many_answers_at_once_one_counts(rest: Rest) -> None:
@@ -157,7 +171,9 @@ async def test_a_principal_sees_and_answers_the_questions_of_its_own_tasks_alone
         await vespera.answer_input(bob, task_id, {"where": InputAnswer(action="accept", content={"target": "staging"})})
     reader = Caller(principal="token:ada", scopes=frozenset({"read"}), sees_only="token:ada")
     with pytest.raises(PermissionDenied):
-        await vespera.answer_input(reader, task_id, {"where": InputAnswer(action="accept", content={"target": "staging"})})
+        await vespera.answer_input(
+            reader, task_id, {"where": InputAnswer(action="accept", content={"target": "staging"})}
+        )
     async with rest.doors.client("memory-modern", caller=bob) as client:
         error = await refused(client, "answer_task_input", task_id=task_id, action="accept")
         assert (error["error_code"], error["success"]) == ("TASK_NOT_FOUND", False)

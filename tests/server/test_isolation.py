@@ -16,7 +16,7 @@ from task_peers import HttpPeer, Refused, execute
 from token_place import LOCAL, Place, opened
 
 from roles.definition import Permissions, Role
-from vespera_exec.app.views import NewToken
+from vespera_exec.app.token_views import NewToken
 from vespera_exec.server.mcp.tools import TOOLSETS
 
 if TYPE_CHECKING:

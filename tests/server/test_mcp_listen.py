@@ -226,7 +226,7 @@ async def test_without_the_extension_tasks_cannot_be_listened_to(doors: Doors, p
     doors.gate.open.set()
 
 
-@pytest.mark.parametrize("wrong", ["all", [1], {"a": 1}, [f"task-{n}" for n in range(257)]])
+@pytest.mark.parametrize("wrong", [0, {}, "all", [1], {"a": 1}, [f"task-{n}" for n in range(257)]])
 async def test_ids_that_are_none_are_refused(peer: Peer, wrong: Any) -> None:
     with pytest.raises(Refused, match="taskIds") as refused:
         async with peer.listen(taskIds=wrong) as stream:

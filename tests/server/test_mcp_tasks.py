@@ -265,6 +265,22 @@ async def test_an_answer_that_is_none_is_refused_and_recorded_nowhere(doors: Doo
     assert list(task["inputRequests"]) == ["who", "where"]
 
 
+@pytest.mark.parametrize("said", [{}, None, False, "no", [], {"Action": "decline"}, {"response": "reject"}], ids=str)
+async def test_an_approval_is_not_given_by_an_answer_that_says_something_else(
+    doors: Doors, peer: Peer, said: Any
+) -> None:
+    async def careful(context: Any) -> None:
+        context.approve("sure", "Are you sure?")
+
+    doors.vespera.roles.add(in_loop(careful, "careful"))
+    made = await execute(peer, title="approve", role="careful")
+    await settled(peer, made["taskId"], status="input_required")
+    with pytest.raises(Refused, match=r"'sure'.*action") as refused:
+        await peer.request("tasks/update", taskId=made["taskId"], inputResponses={"sure": said})
+    assert refused.value.code == INVALID_PARAMS
+    assert (await peer.request("tasks/get", taskId=made["taskId"]))["status"] == "input_required"
+
+
 async def test_a_client_without_the_extension_gets_no_task_and_may_not_ask_for_one(doors: Doors, peer: Peer) -> None:
     doors.gate.open.set()
     made = await execute(peer, title="hold", role="gated")
@@ -380,7 +396,7 @@ async def test_a_handle_of_somebody_else_does_not_exist(doors: Doors) -> None:
 )
 async def test_a_handle_expires_its_time_after_the_end(tmp_path: Path, kept: dict[str, Any], seconds: float) -> None:
     async with opened(tmp_path, mcp_poll_interval_ms=250, **kept) as doors, connected(doors, "stdio") as peer:
-        made = await execute(peer, title="brief", role="gated")
+        made = await execute(peer, title="brief", role="gated", idempotency_key="k")
         assert (made["ttlMs"], made["pollIntervalMs"]) == (None, 250)
         doors.gate.open.set()
         task = await settled(peer, made["taskId"])
@@ -390,6 +406,9 @@ async def test_a_handle_expires_its_time_after_the_end(tmp_path: Path, kept: dic
         with pytest.raises(Refused, match="expired") as refused:
             await peer.request("tasks/get", taskId=made["taskId"])
         assert refused.value.code == INVALID_PARAMS
+        again = await execute(peer, title="brief", role="gated", idempotency_key="k")
+        assert (again["resultType"], again.get("isError", False)) == ("complete", False)
+        assert again["structuredContent"] | {"run_id": made["taskId"], "repeated": True} == again["structuredContent"]
 
 
 async def gone(doors: Doors, run_id: str) -> None:

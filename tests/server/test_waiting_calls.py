@@ -390,7 +390,7 @@ async def test_answers_that_do_not_fit_are_refused_and_change_nothing(doors: Doo
         assert "no field 'x'" in (await wrong(content={"target": "staging", "x": 1}))["error"]
         assert "at most" in (await wrong(content={"target": "x" * 100_000}))["error"]
         assert "'accept' or 'decline'" in (await wrong(action="perhaps"))["error"]
-        assert (await wrong(answers={"where": {}}, action="accept"))["error_code"] == "INVALID_INPUT"
+        assert (await wrong(answers={"where": {"action": "decline"}}, action="accept"))["error_code"] == "INVALID_INPUT"
         unknown = await call(client, "answer_task_input", task_id=task_id, key="whence", action="accept")
         assert (unknown["success"], unknown["ignored"], unknown["open"]) == (False, ["whence"], ["where"])
         assert [each.key for each in (await doors.vespera.get_status(ME, task_id)).inputs or ()] == ["where"]

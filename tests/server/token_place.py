@@ -13,7 +13,7 @@ from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp_doors import TOKEN, Gate
 
 from vespera_exec.app.service import Vespera
-from vespera_exec.app.views import NewToken
+from vespera_exec.app.token_views import NewToken
 from vespera_exec.model.principal import Caller
 from vespera_exec.server.http.app import build_http_app
 from vespera_exec.server.listeners import serve_http

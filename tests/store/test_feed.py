@@ -185,6 +185,34 @@ async def test_waiting_ends_with_an_event_of_ones_own_or_with_the_time(settings:
         assert store.feed.followers() == 0
 
 
+async def test_a_nudge_ends_the_waits_for_the_same_and_no_others(settings: Settings) -> None:
+    async with Store.open(settings) as store:
+        session = running(store)
+        head = await store.journal.sync()
+        store.feed.nudge(task_id=session.task_id)  # nobody waits
+        ended: dict[str, bool] = {}
+        first = anyio.Event()
+
+        async def wait(what: str, execution_id: str | None) -> None:
+            ended[what] = await store.feed.wait(
+                after=head, task_id=session.task_id, execution_id=execution_id, timeout=10
+            )
+            first.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait, "of the task", None)
+            group.start_soon(wait, "of the execution", session.session_id)
+            await anyio.lowlevel.checkpoint()
+            store.feed.nudge(task_id=session.task_id)
+            with anyio.fail_after(5):
+                await first.wait()
+            await anyio.lowlevel.checkpoint()
+            assert ended == {"of the task": False}
+            store.feed.nudge(task_id=session.task_id, execution_id=session.session_id)
+        assert ended == {"of the task": False, "of the execution": False}
+        assert store.feed.followers() == 0
+
+
 async def test_a_wait_finds_history_that_only_the_database_has(settings: Settings) -> None:
     async with Store.open(settings) as store:
         session = running(store)

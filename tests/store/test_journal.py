@@ -124,6 +124,18 @@ async def test_what_nobody_waits_for_is_written_within_milliseconds(path: Path) 
         await until(lambda: journal.head == 1, seconds=1.0)
 
 
+async def test_what_comes_soon_after_a_commit_waits_for_company_and_nothing_else_does(path: Path) -> None:
+    async with Journal.open(path, linger_ms=60_000) as journal:
+        Task(sink=journal)
+        await until(lambda: journal.head == 1)
+        for _ in range(20):
+            Task(sink=journal)
+            seen = await anyio.to_thread.run_sync(rows, path, "SELECT count(*) FROM events")
+            assert seen == [(1,)]
+        assert await journal.sync() == 21
+        assert journal.statistics().groups == 2
+
+
 async def test_events_are_published_before_the_sync_that_covers_them_returns(path: Path) -> None:
     published: list[StoredEvent] = []
 

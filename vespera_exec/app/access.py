@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from vespera_exec.app import views
+from vespera_exec.app import token_views as views
 from vespera_exec.app.callers import require_local
 from vespera_exec.errors import Conflict, InvalidInput, NotFound, StoreError, Unauthenticated
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock

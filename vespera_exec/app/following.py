@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import anyio
-
 from vespera_exec.errors import InvalidInput
 from vespera_exec.model.enums import EventType
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from vespera_exec.app.tasks import Found, LiveTasks
     from vespera_exec.engine.engine import Engine
     from vespera_exec.model.clock import Clock
@@ -79,17 +75,18 @@ class Following:
         while True:
             # Judged before reading: an end that was on disk then is among the events read now.
             done = self.is_done(found)
+            whole = self._store.feed.remembers(cursor)
             events = await self._store.feed.read(after=cursor, task_id=task_id, execution_id=execution_id, limit=limit)
             left = deadline - self._clock.monotonic()
-            if not done and any(event.event_type in _END_OF_RUN for event in events):
+            if not done and len(events) < limit and any(event.event_type in _END_OF_RUN for event in events):
                 # The run is settled a moment after its last event: one call less for who waits for the end.
                 left = min(left, _SETTLING_SECONDS) if left > 0 else _SETTLING_SECONDS
             elif events or done or left <= 0:
-                return await self._read(found, cursor, events, done=done and len(events) < limit)
+                return await self._read(found, cursor, events, whole=whole, done=done and len(events) < limit)
             settled = await self._news(task_id, execution_id, events[-1].cursor if events else cursor, left)
             found = await self._tasks.find(any_id, caller)
             if not settled and events:
-                return await self._read(found, cursor, events, done=False)
+                return await self._read(found, cursor, events, whole=whole, done=False)
 
     async def last(self, any_id: str, caller: Caller, *, limit: int) -> Read:
         """The last `limit` events, oldest first.
@@ -105,27 +102,17 @@ class Following:
         )
         return Read(events, done, found.life.status.value if found.life else None, None)
 
-    async def _read(self, found: Found, cursor: int, events: list[StoredEvent], *, done: bool) -> Read:
+    async def _read(self, found: Found, cursor: int, events: list[StoredEvent], *, whole: bool, done: bool) -> Read:
         removed_before = None
-        if events and not found.by_session:  # a session goes whole
+        if events and not whole and not found.by_session:  # a session goes whole
             removed_before = await self._store.queries.removed_before(found.record.task_id, cursor)
         return Read(events, done, found.life.status.value if found.life else None, removed_before)
 
     async def _news(self, task_id: str, execution_id: str | None, after: int, seconds: float) -> bool:
         """True once there is an event after `after`, or the run is done, within `seconds`."""
-        run = self._engine.run_of(task_id)
+        feed, run = self._store.feed, self._engine.run_of(task_id)
         if run is None:
-            return await self._store.feed.wait(after=after, task_id=task_id, execution_id=execution_id, timeout=seconds)
-        heard = False
-
-        async with anyio.create_task_group() as group:
-
-            async def wait(what: Awaitable[object]) -> None:
-                nonlocal heard
-                heard = bool(await what) or run.done.is_set()
-                group.cancel_scope.cancel()
-
-            feed = self._store.feed.wait(after=after, task_id=task_id, execution_id=execution_id, timeout=seconds)
-            group.start_soon(wait, feed)
-            group.start_soon(wait, run.done.wait())
-        return heard
+            return await feed.wait(after=after, task_id=task_id, execution_id=execution_id, timeout=seconds)
+        with run.done.calling(lambda: feed.nudge(task_id=task_id, execution_id=execution_id)):
+            heard = await feed.wait(after=after, task_id=task_id, execution_id=execution_id, timeout=seconds)
+        return heard or run.done.is_set()

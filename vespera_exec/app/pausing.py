@@ -51,6 +51,8 @@ class Pausing:
         elif accepted := execution.pause(checks.reason(reason)):
             with anyio.move_on_after(wait_ms / 1000):
                 await execution.settled()
+                if execution.over and session.lifecycle.status in AT_WORK:
+                    await execution.concluded.wait()  # it may be parked with a question, and stand still for that
         await self._store.journal.sync()
         now = session.lifecycle.status
         if now is S.PAUSED:

@@ -152,7 +152,7 @@ def rounded(value: float | None) -> float | None:
 def work(tasks: Iterable[Task], *, resumes: Callable[[str], bool], limit: int) -> list[views.WorkRow]:
     """Of these tasks the executions that have begun: those that would be interrupted first, then the oldest.
 
-    `resumes` says of a role whether its work goes on under the next owner.
+    `resumes` says of a role whether what stands still of it goes on under the next owner.
     """
     shown: list[views.WorkRow] = []
     for task in tasks:
@@ -167,7 +167,7 @@ def work(tasks: Iterable[Task], *, resumes: Callable[[str], bool], limit: int) -
                 session_id=session.session_id,
                 title=task.record.title,
                 status=life.status.value,
-                kept=life.is_parked or (waits and resumes(life.role_name or "")),
+                kept=life.is_parked or life.lease is not None or (waits and resumes(life.role_name or "")),
             )
         )
     return sorted(shown, key=lambda row: row.kept)[:limit]

@@ -109,17 +109,20 @@ class Recovery:
             if session.lifecycle.status.is_terminal:
                 return None
         if session.lifecycle.status is S.CANCELLING:
+            session.end_lease("It was cancelled")
             session.end_cancelled(outcome={"owner_died": life.owner})
             return None
         began = life.status is not S.PENDING and not life.is_parked
         died = f"The server that ran it ({life.owner}) ended in the middle" if began else ""
         try:
             role, asked = self._may_go_on(life, left.request)
-            # What is done elsewhere went on without us: its worker has it still, or it waits for one as before.
-            if began and role.runner != "external":
+            # What is done elsewhere went on without us: its worker has it still.
+            if began and not (role.runner == "external" and life.lease is not None):
+                session.end_lease("Its role is no longer done by workers")
                 self._recover(session, life, died)
         except _Refused as error:
             said = f"{died}; {error}" if began else f"{error}"[:1].upper() + f"{error}"[1:]
+            session.end_lease(said)  # or its worker would hear that what it concluded was taken
             session.fail(ExecutionError(said, code="INTERRUPTED", context={"owner": life.owner}))
             return None
         return self._starter.job(task, session, role, asked)

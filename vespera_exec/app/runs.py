@@ -60,7 +60,7 @@ class Runs:
                 return await self._active(active, head)
         elif run_id.isascii() and len(run_id) <= _LONGEST_ID:
             known = await self._store.queries.get_run(run_id)
-            if known is not None and caller.sees(known.task.principal):
+            if known is not None and caller.sees(known.principal):
                 return self._stored(known)
         raise TaskNotFound(run_id[:_LONGEST_ID].encode("ascii", "backslashreplace").decode())
 

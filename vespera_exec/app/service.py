@@ -16,6 +16,7 @@ from vespera_exec.app.callers import require, require_local
 from vespera_exec.app.inputs import Inputs
 from vespera_exec.app.pausing import Pausing
 from vespera_exec.app.tasks import meant
+from vespera_exec.app.token_views import Visitor
 from vespera_exec.app.workers import Workers
 from vespera_exec.errors import (
     Conflict,
@@ -284,11 +285,9 @@ class Vespera(Answers):
             owners=present.owners(self._owners),
         )
 
-    def visit(self, caller: Caller, *, url: str | None) -> views.Visitor:
+    def visit(self, caller: Caller, *, url: str | None) -> Visitor:
         """What `describe` is for somebody who does not see everything."""
-        return views.Visitor(
-            version=self.version, url=url, principal=caller.principal, scopes=sorted(caller.scopes)
-        )
+        return Visitor(version=self.version, url=url, principal=caller.principal, scopes=sorted(caller.scopes))
 
     async def doctor(self, caller: Caller) -> views.Checked:
         """What is wrong with the database, the roles and the rest that only the owner may look at.
@@ -324,9 +323,10 @@ class Vespera(Answers):
 
     def _resumes(self, role_name: str) -> bool:
         try:
-            return self.roles.get(role_name).on_interrupt == "resume"
+            role = self.roles.get(role_name)
         except (RoleNotFound, InvalidInput):
             return False
+        return role.runner == "external" or role.on_interrupt == "resume"
 
     async def _repeated(self, known: IdempotencyRecord) -> views.Handle:
         run = self._engine.run_of(known.task_id)

@@ -202,9 +202,10 @@ class Starter:
         )
 
     def job(self, task: Task, session: ExecutionSession, role: Role, asked: Mapping[str, Json]) -> Job:
-        """What the engine is given, from what was `asked` for: also by a later owner."""
-
+        """What the engine is given, from what was `asked` for: also by a later owner, who takes its worker over."""
         external = role.runner == "external"
+        if external and session.lifecycle.lease is not None:
+            self.shifts.take_over(session.session_id)
 
         async def run(work: Work) -> WorkResult:
             if not external:

@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vespera_exec.model.principal import Scope
-
 Json = Any
 
 
@@ -180,6 +178,19 @@ class Legacy(View):
     last_error: str | None
 
 
+class InputView(View):
+    """A question that a role has asked and nobody has answered."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+    key: str
+    kind: str
+    message: str
+    schema_: dict[str, Json] = Field(alias="schema")
+    """JSON Schema of the content of an answer: a flat object."""
+    asked_at: datetime
+
+
 class Status(View):
     """Where a task stands: its running session, or the last one that ended."""
 
@@ -262,19 +273,6 @@ class GiveAnswers(Request):
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     action: Literal["accept", "decline"] | None = None
     content: dict[str, Json] | None = None
-
-
-class InputView(View):
-    """A question that a role has asked and nobody has answered."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
-
-    key: str
-    kind: str
-    message: str
-    schema_: dict[str, Json] = Field(alias="schema")
-    """JSON Schema of the content of an answer: a flat object."""
-    asked_at: datetime
 
 
 class OpenInput(View):
@@ -466,46 +464,3 @@ class DaemonView(View):
     """What has begun, at most 20 of it: what the end of the daemon would interrupt comes first."""
     owners: list[OwnerView]
     """The last owners of the data directory, this one first."""
-
-
-class NewToken(Request):
-    """A token to be made. Without `expires_seconds` it is good until it is revoked."""
-
-    name: str
-    scopes: Annotated[list[Scope], Field(min_length=1)] = ["read", "operate"]
-    expires_seconds: Annotated[int, Field(gt=0, le=100 * 366 * 86_400)] | None = None
-    replace: bool = False
-    """Also where the name has been used; the token that has it now ends."""
-
-
-class TokenView(View):
-    """A named token, without its secret. `state` is valid, expired or revoked."""
-
-    id: str
-    name: str
-    principal: str
-    scopes: list[str]
-    state: str
-    created_at: datetime
-    created_by: str
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    revoked_at: datetime | None
-
-
-class MadeToken(TokenView):
-    token: str
-    """Shown this once: only a digest of it is kept."""
-
-
-class TokenList(View):
-    tokens: list[TokenView]
-
-
-class Visitor(View):
-    """What the holder of a named token may know of the server and of himself."""
-
-    version: str
-    url: str | None
-    principal: str
-    scopes: list[str]

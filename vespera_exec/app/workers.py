@@ -13,6 +13,7 @@ from vespera_exec.engine.work import InputNeeded, WorkResult
 from vespera_exec.errors import CancellationException, InvalidInput, LeaseLost, RoleNotFound, StoreUnavailable
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.inputs import MAX_QUESTIONS, Question
+from vespera_exec.model.jsonable import exact_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,7 @@ S = ExecutionStatus
 _OPENING_SECONDS = 10.0
 _ALL = -1
 """The index of what is refused with all reports of a call."""
+_MAX_REFUSALS = 50
 
 
 class Workers:
@@ -69,6 +71,7 @@ class Workers:
             with anyio.move_on_after(asked.wait_ms / 1000):
                 while self._engine.claim(open_to, grant) is None:
                     await self._engine.offered(open_to)
+                    self._store.journal.check_writable()
         finally:
             self.waiting -= 1
         if not claimed:
@@ -116,6 +119,7 @@ class Workers:
         Raises:
             PermissionDenied: the caller lacks the scope.
             LeaseLost: the caller no longer has this execution. Nothing has changed.
+            InvalidInput: the result would not come back as it was given. Nothing has changed; to be called again.
             StoreUnavailable: nothing can be written now; to be called again.
         """
         require(caller, "worker")
@@ -127,7 +131,7 @@ class Workers:
             raise
         shift.end(
             WorkResult(
-                output=asked.result,
+                output=exact_json(asked.result, "the result"),
                 success=asked.success,
                 error=asked.error,
                 error_code=asked.error_code,
@@ -182,11 +186,7 @@ class Workers:
             description=record.description,
             inputs=dict(record.inputs),
             checkpoint=before.checkpoint,
-            answers={
-                each.key: {"action": each.answer.action, "content": each.answer.content}
-                for each in before.inputs
-                if each.answer is not None
-            },
+            answers={key: each.told() for key, each in before.answers.items()},
             notice=views.NOTICE,
         )
 
@@ -202,6 +202,8 @@ class Workers:
         if execution is None or lease is None or not lease.admits(key, caller.principal):
             raise LeaseLost(session_id)
         shift = self._shifts.of(session_id)
+        if shift is None:
+            raise LeaseLost(session_id)  # it is being concluded
         shift.prolong()
         self._store.journal.check_writable()
         with anyio.move_on_after(_OPENING_SECONDS) as opening:
@@ -222,7 +224,7 @@ class Workers:
                 reasons = [reason for each in _messages(report) if (reason := shift.take(each)) is not None]
             except ValidationError as error:
                 reasons = [_complaint(error)]
-            refused.extend(views.Refusal(index=index, reason=reason) for reason in reasons)
+            refused.extend(views.Refusal(index=index, reason=reason) for reason in dict.fromkeys(reasons))
 
         try:
             for index, each in enumerate([*asked.reports, own] if asked.reports else [own]):
@@ -231,6 +233,8 @@ class Workers:
                 refused.append(views.Refusal(index=_ALL, reason=reason))
         except CancellationException:
             raise LeaseLost(asked.session_id) from None
+        if (more := len(refused) - _MAX_REFUSALS) > 0:
+            refused[_MAX_REFUSALS:] = [views.Refusal(index=_ALL, reason=f"and {more} more were refused")]
         return refused
 
     async def _parked(
@@ -304,9 +308,8 @@ def _question(given: dict[str, Json]) -> Question:
 
 def _answered(execution: RunningExecution, question: Question) -> dict[str, Json] | None:
     """What was answered to it before, or None."""
-    known = {each.key: each.answer for each in execution.job.session.lifecycle.inputs}
-    answer = known.get(question.key)
-    return {question.key: {"action": answer.action, "content": answer.content}} if answer is not None else None
+    answer = execution.job.session.lifecycle.answers.get(question.key)
+    return {question.key: answer.told()} if answer is not None else None
 
 
 def _check_room(execution: RunningExecution) -> None:

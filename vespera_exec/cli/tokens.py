@@ -23,16 +23,16 @@ _DURATION = re.compile(r"([1-9][0-9]{0,8})([smhdw])\Z")
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 
 
-class _Duration(click.ParamType):
-    name = "duration"
+def _duration(text: str) -> int:
+    """Seconds.
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = _DURATION.match(str(value))
-        if found is None:
-            self.fail(f"{shown(value, 50)!r} is no duration such as 90s, 45m, 12h, 30d or 4w", param, ctx)
-        return int(found[1]) * _SECONDS[found[2]]
+    Raises:
+        BadParameter: it is no duration.
+    """
+    found = _DURATION.match(text)
+    if found is None:
+        raise click.BadParameter(f"{shown(text, 50)!r} is no duration such as 90s, 45m, 12h, 30d or 4w")
+    return int(found[1]) * _SECONDS[found[2]]
 
 
 @click.group("token", invoke_without_command=True)
@@ -62,7 +62,7 @@ def group(context: click.Context, *, show: bool, as_json: bool) -> None:
     multiple=True,
     help="What it may do, once for each: look; start, stop and answer (and look); do work. Else read and operate.",
 )
-@click.option("--expires", "seconds", type=_Duration(), metavar="DURATION", help="Such as 12h or 30d; else never.")
+@click.option("--expires", "seconds", type=_duration, metavar="DURATION", help="Such as 12h or 30d; else never.")
 @click.option("--replace", is_flag=True, help="In place of an earlier token of this name, which ends.")
 @_json
 def create(*, name: str, scopes: tuple[str, ...], seconds: int | None, replace: bool, as_json: bool) -> None:
@@ -78,7 +78,7 @@ def create(*, name: str, scopes: tuple[str, ...], seconds: int | None, replace: 
         output.document(made)
         return
     output.line(made["token"])
-    until = f" until {_moment(made['expires_at'])}" if made["expires_at"] else ""
+    until = f" until {_moment(made['expires_at'])} UTC" if made["expires_at"] else ""
     output.remark(f"vespera-exec: {made['name']} may {', '.join(made['scopes'])}{until}; this is shown only now")
 
 

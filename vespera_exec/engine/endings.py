@@ -60,7 +60,7 @@ class Endings:
                 late = ExecutionError(f"Timed out after {limit:g} seconds of work", code="TIMEOUT")
                 return self._fail(job, late, details, record, timed_out=True)
             elif isinstance(error, Parked):
-                return self._put_aside(job, error, details)
+                return self._put_aside(job, error, details, outcome.pause_wanted)
             elif error is not None:
                 return self._fail(job, error, details, record)
             else:
@@ -69,10 +69,10 @@ class Endings:
                 session.complete("Execution completed successfully", outcome=details, result=record)
         return None
 
-    def _put_aside(self, job: Job, parked: Parked, details: Mapping[str, Json]) -> Job | None:
+    def _put_aside(self, job: Job, parked: Parked, details: Mapping[str, Json], pause_wanted: str | None) -> Job | None:
         """`job`, which is parked; or as `_fail`, where what it asks cannot be asked."""
         if isinstance(parked, WorkerNeeded):
-            return self._offer_again(job, str(parked), details)
+            return self._offer_again(job, str(parked), details, pause_wanted)
         job.session.end_lease(f"It has to wait: {parked}")
         if not isinstance(parked, InputNeeded):
             job.session.park(str(parked))
@@ -85,8 +85,11 @@ class Endings:
             problem = error.message
         return self._fail(job, ExecutionError(problem, code="BAD_QUESTION", recoverable=False), details, None)
 
-    def _offer_again(self, job: Job, why: str, details: Mapping[str, Json]) -> Job | None:
-        """To RECOVERING, for the next worker; one that was paused stays so. As `_fail`, where that was too often."""
+    def _offer_again(self, job: Job, why: str, details: Mapping[str, Json], pause_wanted: str | None) -> Job | None:
+        """To RECOVERING, for the next worker; one that is, or was to be, paused stands still first.
+
+        As `_fail`, where that was too often.
+        """
         session, before = job.session, job.session.lifecycle
         session.end_lease(why)
         if before.recovery_attempts >= session.max_recovery_attempts:
@@ -95,9 +98,10 @@ class Endings:
         at = before.checkpoint_at.isoformat() if before.checkpoint_at is not None else None
         session.recover(why, details={"checkpoint_at": at})
         session.enter_phase(ExecutionPhase.RECOVERY, why)
-        if before.status is S.PAUSED:
-            session.update_status(S.PREPARING, "It was paused, and stays so")
-            session.pause(before.status_message)
+        standing = before.status_message if before.status is S.PAUSED else pause_wanted
+        if standing is not None:
+            session.update_status(S.PREPARING, "It is to stand still, and does")
+            session.pause(standing)
         return job
 
     def _fail(

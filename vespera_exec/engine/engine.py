@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import anyio
 
 from vespera_exec.engine.claims import ClaimQueue
+from vespera_exec.engine.done import Done
 from vespera_exec.engine.endings import Endings
 from vespera_exec.engine.queue import WaitingQueue
 from vespera_exec.engine.running import Job, OutputSink, RunningExecution
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 S = ExecutionStatus
 
 _STARTABLE = (S.PENDING, S.RECOVERING, *AT_WORK)
-"""The last are of one that was paused without a slot, and resumed."""
+"""The last are of one that stood without a slot, paused or parked, and may go on."""
 _BEGUN = 1_000_000
 _REMOVING_SECONDS = 2.0
 _ANNOUNCING_SECONDS = 0.5
@@ -80,30 +81,6 @@ class Sample(Protocol):
 
     @property
     def values(self) -> Mapping[ResourceType, float]: ...
-
-
-class Done:
-    """`wait` returns once it is set. An `anyio.Event` would cost every queued run a kilobyte, waited for or not."""
-
-    __slots__ = ("_event", "_set")
-
-    def __init__(self) -> None:
-        self._set = False
-        self._event: anyio.Event | None = None
-
-    def is_set(self) -> bool:
-        return self._set
-
-    def set(self) -> None:
-        self._set = True
-        if self._event is not None:
-            self._event.set()
-
-    async def wait(self) -> None:
-        if self._event is None and not self._set:
-            self._event = anyio.Event()
-        if self._event is not None:
-            await self._event.wait()
 
 
 @dataclass(slots=True)

@@ -78,6 +78,11 @@ class Pauses:
         return self._wanted and not self._closed and self._session.lifecycle.status is not S.PAUSED
 
     @property
+    def wanted(self) -> str | None:
+        """Why it is to stand still, whether it does or not; None where it is not to."""
+        return self._reason if self._wanted else None
+
+    @property
     def is_settled(self) -> bool:
         """It stands or goes on, as was asked last."""
         return self._settled.is_set()

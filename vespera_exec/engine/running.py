@@ -83,6 +83,8 @@ class Outcome:
     error: BaseException | None = None
     rung: str | None = None
     timed_out: bool = False
+    pause_wanted: str | None = None
+    """Why it was to stand still, whether it came to that or not."""
 
 
 class RunningExecution:
@@ -207,10 +209,11 @@ class RunningExecution:
             token.detach()
             self._pauses.close()
             self._refuse_launches()
+            self._tracking.fence()  # parked, it does not end: what the work has left behind must not speak for it
             if not self._ended:
-                self._tracking.fence()
                 self._scope.cancel()
-        return replace(self._outcome, rung=self._rung, timed_out=self._timed_out)
+        wanted = self._pauses.wanted
+        return replace(self._outcome, rung=self._rung, timed_out=self._timed_out, pause_wanted=wanted)
 
     async def launch(self, spec: ProcessSpec) -> Process:
         """`Launcher`, which keeps what the processes write, before the runner sees it."""
@@ -248,7 +251,7 @@ class RunningExecution:
             caller=self.job.caller,
             attempt=life.attempt,
             checkpoint=life.checkpoint,
-            answers={each.key: each.answer for each in life.inputs if each.answer is not None},
+            answers=life.answers,
         )
 
     async def _run_work(self, work: Work) -> None:

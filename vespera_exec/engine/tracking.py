@@ -23,7 +23,7 @@ _STATUS_OF_PHASE = {
 
 
 class SessionTracking:
-    """`Tracking` over a session. Once fenced, whatever the abandoned work still says is refused.
+    """`Tracking` over a session. Once fenced, whatever is left of the work, and still speaks, is refused.
 
     While the log cannot be written (`refusing`), progress and notes are dropped: what is decided is kept in
     memory until there is room, and must not grow with what the work says meanwhile.
@@ -73,4 +73,4 @@ class SessionTracking:
 
     def _check(self) -> None:
         if self._fenced:
-            raise CancellationException("this work was abandoned; its reports are refused")
+            raise CancellationException("this work is over; its reports are refused")

@@ -41,9 +41,12 @@ class Answer:
     def accepted(self) -> bool:
         return self.action == "accept"
 
+    def told(self) -> dict[str, Json]:
+        """As the work is told: what was answered, not by whom."""
+        return {"action": self.action, "content": None if self.content is None else dict(self.content)}
+
     def to_dict(self) -> dict[str, Json]:
-        content = None if self.content is None else dict(self.content)
-        return {"action": self.action, "content": content, "by": self.by, "at": iso(self.at)}
+        return {**self.told(), "by": self.by, "at": iso(self.at)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Json]) -> Answer:

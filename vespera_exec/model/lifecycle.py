@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
-from vespera_exec.model.inputs import Question, folded, questions
+from vespera_exec.model.inputs import Answer, Question, folded, questions
 from vespera_exec.model.leases import Lease
 from vespera_exec.model.rows import Readers, iso, present, stamp
 from vespera_exec.model.stays import PARKED, PhaseRecord, closed, moved
@@ -79,6 +79,11 @@ class Lifecycle:
         if not self.inputs or self.status.is_terminal or self.status is ExecutionStatus.CANCELLING:
             return ()
         return tuple(each for each in self.inputs if each.answer is None)
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """What was answered in this run so far, by key."""
+        return {each.key: each.answer for each in self.inputs if each.answer is not None}
 
     @property
     def is_parked(self) -> bool:

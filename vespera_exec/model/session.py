@@ -248,11 +248,10 @@ class ExecutionSession(WorkLog):
             given = [(each, each.checked(answers[each.key])) for each in waiting]
             for question, answer in given:
                 kind = EventType.APPROVAL_APPROVED if answer.accepted else EventType.APPROVAL_REJECTED
-                content = None if answer.content is None else dict(answer.content)
                 self._record(
                     kind,
                     message=f"{question.key}: {answer.action}",
-                    details={"key": question.key, "action": answer.action, "content": content, "by": by},
+                    details={"key": question.key, **answer.told(), "by": by},
                 )
             rejected = next((question for question, answer in given if question.is_rejected_by(answer)), None)
             if rejected is not None:

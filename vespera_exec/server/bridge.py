@@ -421,7 +421,8 @@ class _Bridge:
             self._to_client += _error(
                 number,
                 _INTERNAL_ERROR,
-                "the vespera-exec daemon restarted; the call may be repeated",
+                "the vespera-exec daemon restarted before it answered. The call may have taken effect: look before you "
+                "repeat it, or repeat it with its idempotency_key",
                 {"error_code": "DAEMON_RESTARTED", "retriable": True},
             )
         self._waiting.clear()

@@ -170,14 +170,21 @@ async def serve_mcp_socket(
     """
     door = McpSocket(path, preamble_seconds, yields_to or (lambda _: False))
     with unix.listen(path, backlog=backlog) as listener:
+        # Shielded: a daemon that is cancelled says its last words first, on the connections that it has.
+        serving = anyio.CancelScope(shield=True)
         async with anyio.create_task_group() as group:
-            group.start_soon(door._listen, listener.socket, handle)  # pyright: ignore[reportPrivateUsage]
+
+            async def serve() -> None:
+                with serving:
+                    await door._listen(listener.socket, handle)  # pyright: ignore[reportPrivateUsage]
+
+            group.start_soon(serve)
             try:
                 yield door
             finally:
                 listener.withdraw()
                 door._hang_up()  # pyright: ignore[reportPrivateUsage]
-                group.cancel_scope.cancel()
+                serving.cancel()
 
 
 class LocalStream(anyio.abc.ByteStream):

@@ -69,9 +69,8 @@ async def serve_http(
     Raises:
         DaemonUnavailable: `unix_path` is served by somebody else, or cannot be made.
     """
-    closing = anyio.Event()
     listeners = HttpListeners()
-    app = _Interruptible(app, closing, listeners)
+    app = interruptible = _Interruptible(app, listeners)
     async with contextlib.AsyncExitStack() as stack:
         plans: list[tuple[Guard, socket.socket]] = []
         if unix_path is not None:
@@ -102,7 +101,7 @@ async def serve_http(
                     try:
                         yield listeners
                     finally:
-                        closing.set()
+                        interruptible.close()
                         # uvicorn bounds its own end; cut short it would leave sockets open.
                         with anyio.CancelScope(shield=True), anyio.move_on_after(_GRACE_SECONDS + 3):
                             for server in listeners._servers:  # pyright: ignore[reportPrivateUsage]
@@ -160,12 +159,18 @@ def _config(app: ASGIApp, *, body_limit: int, websockets: bool) -> uvicorn.Confi
 
 
 class _Interruptible:
-    """Tells every request that waits for its client to go (as streams do) that it has gone, once `closing` is set."""
+    """Tells every request that waits for its client to go (as streams do) that it has gone, once it is closed."""
 
-    def __init__(self, app: ASGIApp, closing: anyio.Event, listeners: HttpListeners) -> None:
+    def __init__(self, app: ASGIApp, listeners: HttpListeners) -> None:
         self._app = app
-        self._closing = closing
+        self._closing = False
         self._listeners = listeners
+        self._waiting: set[anyio.CancelScope] = set()
+
+    def close(self) -> None:
+        self._closing = True
+        for scope in self._waiting:
+            scope.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -185,17 +190,14 @@ class _Interruptible:
         await self._app(scope, receive_or_closing, send)
 
     async def _disconnect_or_closing(self, receive: Receive) -> Message:
-        message: Message = {"type": "http.disconnect"}
-        async with anyio.create_task_group() as group:
-
-            async def watch() -> None:
-                await self._closing.wait()
-                group.cancel_scope.cancel()
-
-            group.start_soon(watch)
-            message = await receive()
-            group.cancel_scope.cancel()
-        return message
+        if not self._closing:
+            with anyio.CancelScope() as scope:
+                self._waiting.add(scope)
+                try:
+                    return await receive()
+                finally:
+                    self._waiting.discard(scope)
+        return {"type": "http.disconnect"}
 
 
 class _Lifespan:

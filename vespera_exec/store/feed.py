@@ -59,7 +59,7 @@ class _Topic:
     `tail` holds its events with a cursor above `since`, without a gap. They are the ring's own.
     """
 
-    __slots__ = ("followers", "parked", "since", "tail", "version")
+    __slots__ = ("followers", "nudges", "parked", "since", "tail", "version")
 
     def __init__(self, since: int) -> None:
         self.tail: list[StoredEvent] = []
@@ -67,6 +67,7 @@ class _Topic:
         self.parked: set[asyncio.Future[None]] = set()
         self.followers = 0
         self.version = 0
+        self.nudges = 0
 
     def add(self, event: StoredEvent) -> None:
         self.tail.append(event)
@@ -184,15 +185,15 @@ class Feed:
     async def wait(
         self, *, after: int, task_id: str | None = None, execution_id: str | None = None, timeout: float
     ) -> bool:
-        """True once there is an event after `after`; False when there was none within `timeout` seconds."""
+        """True once there is an event after `after`; False when there was none within `timeout` seconds, or `nudge`."""
         topic = self._enter(task_id, execution_id)
         try:
-            version = topic.version
+            version, nudges = topic.version, topic.nudges
             found, position = await self._next(after, task_id, execution_id, None, 1)
             if found:
                 return True
             with anyio.move_on_after(timeout):
-                while not found:
+                while not found and topic.nudges == nudges:
                     if topic.version == version:
                         await topic.news()
                     version = topic.version
@@ -200,6 +201,17 @@ class Feed:
             return bool(found)
         finally:
             self._leave(topic, task_id, execution_id)
+
+    def nudge(self, *, task_id: str, execution_id: str | None = None) -> None:
+        """Whoever is in `wait` for the same returns, though there is no event."""
+        topic = self._topic(task_id, execution_id)
+        if topic is not None:
+            topic.nudges += 1
+            topic.wake()
+
+    def remembers(self, after: int) -> bool:
+        """All that came after the cursor is in memory: to read it misses nothing that has been removed since."""
+        return after >= self._ring_since
 
     async def follow(
         self,
@@ -272,11 +284,7 @@ class Feed:
 
     def _remembered(self, after: int, task_id: str | None, execution_id: str | None) -> list[StoredEvent] | None:
         """The events after `after` as far as memory has them; None where it does not reach back so far."""
-        topic = None
-        if execution_id is not None:
-            topic = self._executions.get(execution_id)
-        elif task_id is not None:
-            topic = self._tasks.get(task_id)
+        topic = self._topic(task_id, execution_id)
         if topic is not None and after >= topic.since:
             return topic.tail[bisect_right(topic.tail, after, key=_cursor_of) :]
         if after < self._ring_since:
@@ -288,6 +296,12 @@ class Feed:
         if task_id is not None:
             return [event for event in live if event.task_id == task_id]
         return live
+
+    def _topic(self, task_id: str | None, execution_id: str | None) -> _Topic | None:
+        """What the followers of this execution, or of this task, share; None where there are none."""
+        if execution_id is not None:
+            return self._executions.get(execution_id)
+        return self._tasks.get(task_id) if task_id is not None else None
 
     def _enter(self, task_id: str | None, execution_id: str | None) -> _Topic:
         if execution_id is not None:

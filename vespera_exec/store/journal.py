@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -106,6 +107,7 @@ class Journal:
         self._checkpoint_above = _PASSIVE_PAGES
         self._counts = _Counts()
         self._writer: Writer | None = None
+        self._wrote_at = -math.inf
         self._thread = threading.Thread(target=self._main, name="vespera-journal")
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -386,10 +388,11 @@ class Journal:
                 return
 
     def _rest(self, writer: Writer) -> None:
-        """Until there is something to write; a little longer while nobody waits for it."""
+        """Until there is something to write; while nobody waits for it, not too soon after the last commit."""
         while not self._wake.wait(_IDLE_SECONDS if writer.pages_in_wal else None):
             writer.checkpoint()
-        self._hurry.wait(self._linger)
+        if (left := self._wrote_at + self._linger - time.monotonic()) > 0:
+            self._hurry.wait(left)
 
     def _take(self, group: list[_Waiting]) -> tuple[int, bool]:
         """Add what waits to `group`: the ticket that it reaches to, and whether it is the last there will be."""
@@ -412,6 +415,7 @@ class Journal:
         refused: list[tuple[object, VesperaError]] = []
         if group:
             written = writer.write([decision for decision, _ in group])
+            self._wrote_at = time.monotonic()
             refused = [(group[place][1], error) for place, error in written.refused]
             self._head = writer.head
             self._counts.events += len(written.events)

@@ -71,9 +71,9 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class KnownRun:
-    """The last attempt of a run, with its task. `created_at` is of its first attempt, `cursor` of its last event."""
+    """The last attempt of a run, and whose its task is. `created_at` is of its first, `cursor` of its last event."""
 
-    task: TaskRecord
+    principal: str
     lifecycle: Lifecycle
     progress: Progress
     created_at: datetime | None
@@ -256,14 +256,14 @@ class Queries:
         rows = await self._rows(_RUN, run_id)
         if not rows:
             return None
-        *row, task, created, cursor, body, truncated = rows[0]
+        *row, principal, created, cursor, body, truncated = rows[0]
         with self._decoding():
             lifecycle, progress = _execution(row)
             result = None
             if body is not None:
                 result = ResultRecord(execution_id=lifecycle.execution_id, body=body, truncated=bool(truncated))
             return KnownRun(
-                TaskRecord.from_dict(orjson.loads(task)),
+                principal,
                 lifecycle,
                 progress,
                 moment_of(created) if created else None,
@@ -521,7 +521,7 @@ _EXECUTIONS = (
     "SELECT e.doc, p.doc, s.name FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
 )
 _RUN = (
-    "SELECT e.doc, p.doc, s.name, k.doc, (SELECT min(created) FROM executions WHERE run = e.run), "
+    "SELECT e.doc, p.doc, s.name, k.principal, (SELECT min(created) FROM executions WHERE run = e.run), "
     "(SELECT cursor FROM events WHERE stream = e.id ORDER BY sequence DESC LIMIT 1), r.body, r.truncated "
     "FROM executions e JOIN streams s ON s.id = e.id JOIN tasks k ON k.id = e.task "
     "LEFT JOIN progress p ON p.id = e.id LEFT JOIN results r ON r.id = e.id "

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from vespera_exec.app.callers import current_caller
 from vespera_exec.app.replies import by_key
+from vespera_exec.app.token_views import NewToken
 from vespera_exec.app.views import (
     Backup,
     DaemonView,
@@ -22,7 +23,6 @@ from vespera_exec.app.views import (
     GiveAnswers,
     InputView,
     NewTask,
-    NewToken,
     Request,
     View,
 )

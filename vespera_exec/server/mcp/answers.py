@@ -10,14 +10,16 @@ from mcp_types import CallToolResult, TextContent
 from vespera_exec.model.enums import ExecutionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from vespera_exec.app.views import Json, Result, Run, Status, View
+    from vespera_exec.app.views import InputView, Json, Result, Run, Status, View
     from vespera_exec.errors import VesperaError
 
 PAGE_CHARACTERS = 40_000
 """About 10,000 tokens: clients cut a tool's output at 25,000."""
 
+_INPUT_CHARACTERS = 20_000
+_MOST_BRIEF_INPUTS = 3
 _TITLE_CHARACTERS = 80
 _MESSAGE_CHARACTERS = 120
 _ERROR_KEYS = ("code", "type", "message", "phase")
@@ -50,6 +52,8 @@ def status(view: Status, *, detail: bool) -> dict[str, Json]:
     """A status for a model. Without `detail` it is small whatever the work says: long texts are cut."""
     answer = of(view, keep=("session_id", "session"))
     answer["legacy_compatibility"] = view.legacy_compatibility.model_dump(mode="json")
+    if view.inputs:
+        answer |= brief_questions(view.inputs) if not detail else questions(view.inputs)
     session = cast("dict[str, Json] | None", answer["session"])
     if session is not None and view.session is not None:
         # Promised keys stay when they are null; what the level above says already goes.
@@ -67,6 +71,33 @@ def status(view: Status, *, detail: bool) -> dict[str, Json]:
             if "error_context" in session:
                 session["error_context"] = _brief(session["error_context"])
     return answer
+
+
+def questions(inputs: Sequence[InputView]) -> dict[str, Json]:
+    """`{inputs, more_inputs}`: those that an answer has room for, and how many it leaves out, if any."""
+    shown = fitting([each.model_dump(mode="json") for each in inputs], _INPUT_CHARACTERS)
+    return _with_rest(shown, len(inputs))
+
+
+def brief_questions(inputs: Sequence[InputView]) -> dict[str, Json]:
+    """As `questions`, of the first few, without their forms."""
+    shown: list[dict[str, Json]] = [
+        {"key": each.key, "kind": each.kind, "message": each.message} for each in inputs[:_MOST_BRIEF_INPUTS]
+    ]
+    for each in shown:
+        _cut(each, "message", _TITLE_CHARACTERS)
+    return _with_rest(shown, len(inputs))
+
+
+def fitting(items: Iterable[dict[str, Json]], characters: int) -> list[dict[str, Json]]:
+    """The first of these, and of those behind it as many as have room in `characters` of JSON."""
+    shown: list[dict[str, Json]] = []
+    for each in items:
+        characters -= len(dumped(each))
+        if characters < 0 and shown:
+            break
+        shown.append(each)
+    return shown
 
 
 def result(view: Result) -> dict[str, Json]:
@@ -96,7 +127,7 @@ def of_run(run: Run) -> dict[str, Json]:
         "done": run.done,
     }
     if run.inputs:
-        answer["inputs"] = [each.model_dump(mode="json") for each in run.inputs]
+        answer |= questions(run.inputs)
     if run.done and run.error is not None:
         answer["error"] = str(run.error.get("message"))
         answer["error_code"] = str(run.error.get("code"))
@@ -105,6 +136,10 @@ def of_run(run: Run) -> dict[str, Json]:
             answer["result_truncated"] = True
         _put_result(answer, run.result)
     return answer
+
+
+def _with_rest(shown: list[dict[str, Json]], total: int) -> dict[str, Json]:
+    return {"inputs": shown, **({"more_inputs": total - len(shown)} if total > len(shown) else {})}
 
 
 def _put_result(answer: dict[str, Json], result: Json) -> None:

@@ -13,10 +13,11 @@ from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, Inpu
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
+from vespera_exec.app.callers import current_caller
 from vespera_exec.app.views import InputAnswer
 from vespera_exec.errors import InvalidInput
 from vespera_exec.server.mcp.adapter import elicit
-from vespera_exec.server.mcp.tasks import is_declared
+from vespera_exec.server.mcp.tasks import is_declared, takes_forms
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -222,10 +223,7 @@ def answer_of(reply: ElicitResult) -> InputAnswer:
 
 
 def _way(context: Context[Any, Any]) -> Way | None:
-    capabilities = context.client_capabilities
-    elicitation = capabilities.elicitation if capabilities is not None else None
-    # An empty capability means forms, as it did before there were other kinds.
-    if capabilities is None or elicitation is None or (elicitation.form is None and elicitation.url is not None):
+    if not takes_forms(context.client_capabilities) or "operate" not in current_caller.get().scopes:
         return None
     if context.protocol_version in MODERN_PROTOCOL_VERSIONS:
         return None if is_declared(context.request_context) else "rounds"

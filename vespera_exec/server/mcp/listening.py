@@ -20,7 +20,7 @@ from vespera_exec.app.callers import current_caller
 from vespera_exec.errors import InvalidInput, NotFound, PermissionDenied, StoreError
 from vespera_exec.model.events import mapping
 from vespera_exec.server.mcp.adapter import ListenSession, notify
-from vespera_exec.server.mcp.tasks import IDENTIFIER, VERSION, status_of
+from vespera_exec.server.mcp.tasks import IDENTIFIER, VERSION, served, status_of
 
 if TYPE_CHECKING:
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -93,7 +93,7 @@ class Listening:
         caller = current_caller.get()
         agreed: dict[str, Json] = {}
         watches: list[_Watch] = []
-        if wanted.get("taskIds"):
+        if wanted.get("taskIds") not in (None, []):
             require_client_extension(ctx, IDENTIFIER)
             agreed["taskIds"] = await self._seen(caller, _names(wanted["taskIds"], "taskIds"))
             watches += [partial(self._tell_task, ctx, caller, run_id) for run_id in agreed["taskIds"]]
@@ -126,7 +126,7 @@ class Listening:
         told_at = -math.inf
         while True:
             try:
-                run = await self._vespera.get_run(caller, run_id)
+                run = served(await self._vespera.get_run(caller, run_id), ctx)
             except NotFound:
                 return  # it has expired
             except StoreError:
@@ -143,16 +143,21 @@ class Listening:
 
     async def _tell_resource(self, ctx: ServerRequestContext[Any, Any], caller: Caller, uri: str, any_id: str) -> None:
         """That it is another than before, whenever its task has an event."""
-        try:
-            cursor = (await self._vespera.get_status(caller, any_id)).cursor
-            while True:
+        cursor: int | None = None
+        while True:
+            try:
+                if cursor is None:
+                    cursor = (await self._vespera.get_status(caller, any_id)).cursor
                 heard = await self._vespera.event_after(caller, any_id, cursor=cursor, within=_LOOK_SECONDS)
-                if heard is not None:
-                    cursor = heard
-                    await _send(ctx, "notifications/resources/updated", {"uri": uri})
-                    await anyio.sleep(self._every_seconds)
-        except (NotFound, InvalidInput, PermissionDenied):
-            return  # what is not there does not change
+            except (NotFound, InvalidInput, PermissionDenied):
+                return  # what is not there does not change
+            except StoreError:
+                await anyio.sleep(_RETRY_SECONDS)
+                continue
+            if heard is not None:
+                cursor = heard
+                await _send(ctx, "notifications/resources/updated", {"uri": uri})
+                await anyio.sleep(self._every_seconds)
 
     async def _beside(
         self, ctx: ServerRequestContext[Any, Any], call_next: CallNext, agreed: dict[str, Json], watches: list[_Watch]

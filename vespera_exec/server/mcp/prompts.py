@@ -10,7 +10,7 @@ from mcp_types import Completion, PromptReference
 from pydantic import Field
 
 from vespera_exec.app.callers import current_caller
-from vespera_exec.server.mcp import resources
+from vespera_exec.server.mcp import answers, resources
 from vespera_exec.server.mcp.resources import told
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def add_prompts(server: MCPServer[Any], vespera: Vespera) -> None:
             waiting = await vespera.list_inputs(current_caller.get())
         if not waiting.inputs:
             return "No task waits for an answer. Tell the user so."
-        return _QUESTIONS.format(data=_framed(waiting.model_dump(mode="json", exclude_none=True)))
+        shown = answers.fitting(waiting.model_dump(mode="json")["inputs"], answers.PAGE_CHARACTERS)
+        return _QUESTIONS.format(data=_framed({"inputs": shown, "total": waiting.total}))
 
     _ = run_long_task, what_happened, answer_questions
 

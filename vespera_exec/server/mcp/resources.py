@@ -101,10 +101,8 @@ async def last_events(vespera: Vespera, caller: Caller, any_id: str) -> dict[str
         TaskNotFound: the id is unknown, or stands for what the caller does not see.
     """
     page = await vespera.last_events(caller, any_id, limit=LAST_EVENTS)
-    room, first = answers.PAGE_CHARACTERS, len(page.events)
-    while first and (room := room - len(orjson.dumps(page.events[first - 1]))) >= 0:
-        first -= 1
-    shown = answers.of(page.model_copy(update={"events": page.events[first:]}))
+    last = answers.fitting(reversed(page.events), answers.PAGE_CHARACTERS)
+    shown = answers.of(page.model_copy(update={"events": last[::-1]}))
     shown["more"] = (
         f"newer: stream_task_execution_events with cursor {page.next_cursor}; all of them: from cursor 0, page by page"
     )

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from vespera_exec.app import views
 from vespera_exec.app.callers import current_caller
+from vespera_exec.errors import RunExpired
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.events import mapping
 from vespera_exec.server.mcp import answers
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
-    from mcp_types import CallToolRequestParams
+    from mcp_types import CallToolRequestParams, ClientCapabilities
 
     from vespera_exec.app.service import Vespera
     from vespera_exec.app.views import Json
@@ -42,7 +43,7 @@ Status = Literal["working", "input_required", "completed", "failed", "cancelled"
 Start = Callable[["Caller", "CallToolRequestParams"], Awaitable["views.Handle | HandlerResult"]]
 """Starts the run that a call of a tool asks for, on disk when it returns; or answers the call without one."""
 Finish = Callable[[views.Run], CallToolResult]
-"""What the call would have returned, had it waited for the end of the run."""
+"""What is the result of the call, now that the run has ended."""
 
 _MESSAGE_CHARACTERS = 200
 
@@ -97,8 +98,13 @@ class TasksExtension(Extension):
         if not isinstance(started, views.Handle):
             return started
         with told():
-            run = await self._vespera.get_run(caller, started.run_id)
-        return {"resultType": "task", **self._task(run)}
+            try:
+                run = await self._vespera.get_run(caller, started.run_id)
+            except RunExpired:
+                run = None
+        if run is None:
+            return await call_next(ctx)  # the repeat of a call whose handle is no longer kept
+        return {"resultType": "task", **self._task(served(run, ctx))}
 
     def detailed(self, run: views.Run) -> dict[str, Json]:
         """The `DetailedTask`: what `tasks/get` answers and `notifications/tasks` carries."""
@@ -134,7 +140,7 @@ class TasksExtension(Extension):
         }
 
     async def _get(self, ctx: ServerRequestContext[Any, Any], params: TaskParams) -> HandlerResult:
-        return {"resultType": "complete", **self.detailed(await self._run(ctx, params))}
+        return {"resultType": "complete", **self.detailed(served(await self._run(ctx, params), ctx))}
 
     async def _update(self, ctx: ServerRequestContext[Any, Any], params: UpdateTaskParams) -> HandlerResult:
         run = await self._run(ctx, params)
@@ -168,6 +174,19 @@ def is_declared(ctx: ServerRequestContext[Any, Any]) -> bool:
     capabilities = ctx.session.client_capabilities
     extensions = capabilities.extensions if capabilities is not None else None
     return ctx.protocol_version == VERSION and IDENTIFIER in (extensions or {})
+
+
+def served(run: views.Run, ctx: ServerRequestContext[Any, Any]) -> views.Run:
+    """The run for this client: one that cannot ask its user is sent no questions, and waits for others to answer."""
+    if not run.inputs or takes_forms(ctx.session.client_capabilities):
+        return run
+    return run.model_copy(update={"inputs": [], "message": f"waits for an answer: {run.inputs[0].message}"})
+
+
+def takes_forms(capabilities: ClientCapabilities | None) -> bool:
+    """The client can put a form to its user. An empty capability means forms, as it did before there were others."""
+    elicitation = capabilities.elicitation if capabilities is not None else None
+    return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
 
 
 def status_of(run: views.Run) -> Status:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from vespera_exec.app.views import EventPage, InputView
+from vespera_exec.errors import VesperaError
 from vespera_exec.model.enums import EventType, ExecutionStatus
 from vespera_exec.model.events import mapping
 from vespera_exec.server.mcp.asking import DIALOG_SECONDS, SILENT_SECONDS
@@ -36,6 +38,8 @@ class SeenPage(EventPage):
     """A page, and the questions that the run waits for."""
 
     inputs: list[InputView] | None = None
+    more_inputs: int | None = None
+    """How many more questions there are than the answer has room for."""
     input_error: str | None = None
     """Why the user's answer to one was not taken."""
 
@@ -134,15 +138,12 @@ class Watch:
         for question in inputs:
 
             async def answered(key: str = question.key) -> None:
-                cursor = status.cursor
-                while True:
-                    wait_ms = math.ceil(self.heartbeat_seconds * 1000)
-                    page = await self.vespera.read_events(self.caller, run_id, cursor=cursor, wait_ms=wait_ms)
-                    cursor = page.next_cursor
-                    now = await self.vespera.get_status(self.caller, run_id)
-                    if all(each.key != key for each in now.inputs or ()):
-                        return
-                    if not page.events:
+                with suppress(VesperaError):  # the call goes on, and says what is wrong
+                    while True:
+                        run = await self.vespera.get_run(self.caller, run_id)
+                        if all(each.key != key for each in run.inputs):
+                            return
+                        await self.vespera.run_changed(run, within=self.heartbeat_seconds)
                         await overlay.beat()
 
             seconds = until - anyio.current_time()

@@ -37,7 +37,7 @@ class OneTask(views.Request):
 
 
 class AskStatus(OneTask):
-    detail: Annotated[bool, Field(description="Adds phases, usage and recent events")] = False
+    detail: Annotated[bool, Field(description="Adds phases, usage, recent events, forms of questions")] = False
 
 
 class ReadEvents(OneTask):
@@ -101,8 +101,13 @@ class _Outcome(views.View):
     result_truncated: bool = False
     result_bytes: int | None = None
     inputs: list[views.InputView] | None = None
+    more_inputs: int | None = None
     input_error: str | None = None
     """Why the user's answer to a question was not taken."""
+
+
+class SeenStatus(views.Status):
+    more_inputs: int | None = None
 
 
 class Executed(_Outcome):
@@ -189,7 +194,8 @@ async def _read_events(call: Call, asked: ReadEvents) -> dict[str, Json]:
             if not collected.add(page) or (collected.events and not asked.follow):
                 break
     assert page is not None
-    return answers.of(collected.page(page))
+    seen = answers.of(collected.page(page))
+    return seen | answers.questions(page.inputs) if page.inputs else seen
 
 
 async def _cancel(call: Call, asked: Cancel) -> dict[str, Json]:
@@ -255,8 +261,8 @@ PLANS = (
         description=(
             "Start long work: of a known task (task_id), or of a new one (title, role, inputs). It goes on when this "
             "chat ends. With wait_ms short work is done in the answer, with its `result`. Else follow it with "
-            "stream_task_execution_events from `cursor`; when done, get_task_result. `inputs` are questions to your "
-            "user: see answer_task_input."
+            "stream_task_execution_events from `cursor`; when done, get_task_result. An answer with `inputs` waits for "
+            "your user: see answer_task_input."
         ),
         takes=views.Execute,
         gives=Executed,
@@ -287,7 +293,7 @@ PLANS = (
             "To wait for news use stream_task_execution_events instead of asking again and again."
         ),
         takes=AskStatus,
-        gives=views.Status,
+        gives=SeenStatus,
         use=_get_status,
         meta=TOOL_META,
         not_found={"executing": False, "task_found": False, "error": "Task not found"},

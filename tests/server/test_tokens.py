@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import sqlite3
@@ -277,15 +276,15 @@ async def test_a_revoked_token_ends_its_long_poll(place: Place) -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(poll)
-        await eventually(following)
+        await eventually(lambda: following(place))
         async with ending_at_once(place):
             await eventually(lambda: bool(answers))
     assert_problem(answers[0], 401, "UNAUTHENTICATED")
 
 
-def following() -> bool:
-    """Something waits for news of a task, in this process."""
-    return any("Following" in task.get_name() for task in asyncio.all_tasks())
+def following(place: Place) -> bool:
+    """Somebody waits for news of a task."""
+    return place.vespera._store.feed.followers() > 0  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.promise("revoked")
@@ -318,10 +317,10 @@ async def test_a_revoked_token_ends_its_mcp_call_and_its_session(place: Place, m
 
     async with anyio.create_task_group() as group:
         group.start_soon(fail)
-        await eventually(following)
+        await eventually(lambda: following(place))
         async with ending_at_once(place):
             await over.wait()
-            await eventually(lambda: not following())
+            await eventually(lambda: not following(place))
 
 
 @pytest.mark.promise("revoked")

@@ -78,7 +78,7 @@ class Following:
             whole = self._store.feed.remembers(cursor)
             events = await self._store.feed.read(after=cursor, task_id=task_id, execution_id=execution_id, limit=limit)
             left = deadline - self._clock.monotonic()
-            if not done and len(events) < limit and any(event.event_type in _END_OF_RUN for event in events):
+            if not done and len(events) < limit and _has_end_of(found, events):
                 # The run is settled a moment after its last event: one call less for who waits for the end.
                 left = min(left, _SETTLING_SECONDS) if left > 0 else _SETTLING_SECONDS
             elif events or done or left <= 0:
@@ -116,3 +116,9 @@ class Following:
         with run.done.calling(lambda: feed.nudge(task_id=task_id, execution_id=execution_id)):
             heard = await feed.wait(after=after, task_id=task_id, execution_id=execution_id, timeout=seconds)
         return heard or run.done.is_set()
+
+
+def _has_end_of(found: Found, events: list[StoredEvent]) -> bool:
+    """The session that is meant ends in these; the end of an earlier one says nothing of the run."""
+    meant = found.life.execution_id if found.life is not None else None
+    return any(event.event_type in _END_OF_RUN and event.execution_id == meant for event in events)

@@ -282,8 +282,9 @@ class Journal:
 
     def _ship(self) -> None:
         self._shipping = False
-        self._hurry.set()
-        self._wake.set()
+        if self._queue:  # else the writer has it
+            self._hurry.set()
+            self._wake.set()
 
     def _group_settled(
         self, events: list[StoredEvent], ticket: int, refused: list[tuple[object, VesperaError]]

@@ -131,7 +131,7 @@ def build_http_app(
     """
     api = _Api(vespera, describe or vespera.describe)
     app = Starlette(
-        routes=[*api.routes(), *mcp_routes],
+        routes=[*mcp_routes, *api.routes()],  # they are tried in this order
         exception_handlers={HTTPException: _no_such_route},
         lifespan=lifespan,
     )

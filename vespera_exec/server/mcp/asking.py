@@ -150,14 +150,14 @@ class Host:
         *,
         seconds: float,
         answered: Callable[[], Awaitable[None]],
-    ) -> None:
-        """Put one question to the user, for `seconds` at most, and record what he says.
+    ) -> bool:
+        """Put one question to the user, for `seconds` at most, and record what he says. False: another client does.
 
         `answered` returns when another door has had the answer: the dialog is closed then.
         """
         self._asked.add(question.key)
         if not self.board.take(run_id, question.key, seconds=seconds + 1):
-            return
+            return False
         reply: ElicitResult | None = None
         try:
             async with anyio.create_task_group() as group:
@@ -174,6 +174,7 @@ class Host:
             self.board.leave(run_id, question.key)
         if reply is not None:
             await self._record(vespera, caller, run_id, question.key, answer_of(reply))
+        return True
 
     async def _reply(self, question: InputView) -> ElicitResult | None:
         try:

@@ -84,8 +84,8 @@ class Watch:
     async def pages(self, any_id: str, *, cursor: int, wait_ms: int, max_events: int) -> AsyncGenerator[SeenPage]:
         """Pages of at most `max_events` after `cursor`, in order, until the run is over or `wait_ms` have passed.
 
-        The first comes in any case, and may be empty. A question that nobody answers ends them, too; the time that
-        the user takes for it is not counted.
+        The first comes in any case, and may be empty. A question that nobody answers ends them, too, unless it was
+        asked before `cursor` and is not put to the user now; the time that he takes for it is not counted.
 
         Raises:
             TaskNotFound: the id is unknown.
@@ -95,6 +95,7 @@ class Watch:
         began = anyio.current_time()
         first, deadline, wait = cursor, began + wait_ms / 1000, 0.0
         end = began + max(DIALOG_SECONDS if self.host.sees_progress else SILENT_SECONDS, wait_ms / 1000)
+        news = False
         while True:
             page = await self.vespera.read_events(
                 self.caller, any_id, cursor=cursor, wait_ms=math.ceil(wait * 1000), max_events=max_events
@@ -108,10 +109,11 @@ class Watch:
                 if self.host.way == "rounds":
                     self.host.ask_between_rounds(status, askable, cursor=first, left_ms=left * 1000)
                 else:
-                    await self._ask(status, askable, overlay, until=end)
+                    news = await self._ask(status, askable, overlay, until=end)
                 deadline, wait = min(anyio.current_time() + left, end), 0.0
                 continue
-            over = page.done or anyio.current_time() >= deadline or bool(inputs)
+            news = news or bool(page.events)
+            over = page.done or anyio.current_time() >= deadline or bool(inputs and news)
             yield SeenPage.model_construct(**dict(page), inputs=inputs or None, input_error=self.host.refused)
             if over:
                 return
@@ -131,10 +133,11 @@ class Watch:
             return None
         return await self.vespera.get_status(self.caller, any_id)
 
-    async def _ask(self, status: Status, inputs: list[InputView], overlay: Overlay, *, until: float) -> None:
-        """Put each question to the user in a dialog, one after the other."""
+    async def _ask(self, status: Status, inputs: list[InputView], overlay: Overlay, *, until: float) -> bool:
+        """Put each question to the user in a dialog, one after the other. False where other clients do."""
         assert status.session is not None
         run_id = status.session.run_id
+        put = False
         for question in inputs:
 
             async def answered(key: str = question.key) -> None:
@@ -149,9 +152,10 @@ class Watch:
             seconds = until - anyio.current_time()
             if seconds > 0:
                 overlay.said = _short(f"waiting for an answer: {question.message}")
-                await self.host.ask_in_dialog(
+                put |= await self.host.ask_in_dialog(
                     self.vespera, self.caller, run_id, question, seconds=seconds, answered=answered
                 )
+        return put
 
 
 def line(event: dict[str, Json]) -> str:

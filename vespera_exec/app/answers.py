@@ -128,6 +128,8 @@ class Answers:
         require(caller, "read")
         found = self._written(await self._tasks.find(any_id, caller))
         life = found.life
+        if life is not None and life.open_inputs:
+            await self._settled()  # whoever is asked may answer after a kill, too
         status = life.status if life is not None else ExecutionStatus.IDLE
         recent = None
         if detail:
@@ -157,7 +159,10 @@ class Answers:
             TaskNotFound: nothing that the caller sees has this id as its run, or it has expired.
         """
         require(caller, "read")
-        return await self._runs.get(run_id, caller)
+        run = await self._runs.get(run_id, caller)
+        if run.inputs:
+            await self._settled()
+        return run
 
     async def run_changed(self, run: views.Run, *, within: float) -> None:
         """Returns when `get_run` may say something else than `run`, or after `within` seconds."""
@@ -366,7 +371,7 @@ class Answers:
         return replace(found, life=replace(life, status=status, completed_at=None, outcome={}))
 
     async def _settled(self) -> None:
-        """Lists and totals come from the database: wait for what has just been decided."""
+        """Wait for what has just been decided: lists and totals come from the database, questions are told after it."""
         if self._store.journal.fault is None:
             await self._store.journal.sync()
 

@@ -21,7 +21,7 @@ from vespera_exec.settings import Settings
 
 ME = Caller(cwd="/", env={"PATH": os.environ["PATH"]})
 KILL_SECONDS = 2.0  # promised is one second; tests run side by side
-OPEN_SECONDS = 2.0
+OPEN_SECONDS = 10.0  # on a machine that others use, too; how fast it is, benchmarks say
 
 # Counts pages, one checkpoint each, with a child in a session of its own.
 _READER = """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
     from pathlib import Path
 
-WITHIN = 20
+WITHIN = 40
 FLAGS = (
     "--headless",
     "--no-sandbox",  # tests run as root, too

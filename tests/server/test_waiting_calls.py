@@ -53,13 +53,15 @@ async def test_the_answer_of_a_short_run_holds_its_result(doors: Doors, kind: Ki
     assert "error" not in handle
 
 
-async def test_the_answer_of_a_run_that_failed_says_why_and_is_no_error_of_the_tool(doors: Doors) -> None:
+async def test_the_answer_of_a_run_that_failed_says_why_and_is_an_error_as_its_task_would_be(doors: Doors) -> None:
     async def broken(context: Any) -> None:
         raise ValueError("no such luck")
 
     doors.vespera.roles.add(in_loop(broken, "broken"))
     async with doors.client("memory-modern") as client:
-        handle = await run(client, "broken")
+        answer = await client.call_tool("execute_task", {"title": "It fails", "role": "broken", "wait_ms": 10_000})
+    assert answer.is_error
+    handle: dict[str, Any] = answer.structured_content or {}
     assert (handle["done"], handle["status"]) == (True, "failed")
     assert "no such luck" in handle["error"]
     assert handle["error_code"]

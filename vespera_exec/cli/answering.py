@@ -19,7 +19,7 @@ from vespera_exec.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vespera_exec.cli.running import Display
+    from vespera_exec.cli.display import Display
     from vespera_exec.model.events import Json
 
 _STDIN = 0

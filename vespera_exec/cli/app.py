@@ -433,7 +433,8 @@ def _changes(daemon: Daemon, path: str, detail: str | None) -> Iterator[Json]:
 
 def _watch(daemon: Daemon, view: Json) -> None:
     """Progress on stderr until the run has ended. Ctrl-C leaves it alone."""
-    from vespera_exec.cli.running import Follower, Interrupts, display
+    from vespera_exec.cli.display import display
+    from vespera_exec.cli.running import Follower, Interrupts
     from vespera_exec.cli.state import Shown
 
     state: Shown = Shown(str(view["title"]), sessions=[str(view["session_id"])])

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from vespera_exec.cli import output, pages
 from vespera_exec.cli.answering import Prompter
+from vespera_exec.cli.display import display
 from vespera_exec.cli.inputs import parse_inputs
-from vespera_exec.cli.running import Follower, Interrupts, ReaderGone, display
+from vespera_exec.cli.running import Follower, Interrupts, ReaderGone
 from vespera_exec.cli.state import Shown, ending, exit_code
 from vespera_exec.errors import InvalidInput, VesperaError
 

@@ -25,8 +25,9 @@ _MESSAGE_CHARACTERS = 120
 _ERROR_KEYS = ("code", "type", "message", "phase")
 
 
-def success(answer: Mapping[str, Json]) -> CallToolResult:
-    return CallToolResult(content=[_text(dumped(answer).decode())], structured_content=dict(answer))
+def success(answer: Mapping[str, Json], *, is_error: bool = False) -> CallToolResult:
+    """`is_error`: the tool did its part, and the work that it was about failed."""
+    return CallToolResult(content=[_text(dumped(answer).decode())], structured_content=dict(answer), is_error=is_error)
 
 
 def failure(error: VesperaError, promised: Mapping[str, Json] | None = None) -> CallToolResult:
@@ -111,9 +112,12 @@ def result(view: Result) -> dict[str, Json]:
 def run_result(run: Run) -> CallToolResult:
     """What `execute_task` answers about a run that it has waited for; an error where the run failed or timed out."""
     answer = of_run(run)
-    failed = run.status in (ExecutionStatus.FAILED, ExecutionStatus.TIMED_OUT)
-    text = dumped(answer).decode()
-    return CallToolResult(content=[_text(text)], structured_content=answer, is_error=run.done and failed)
+    return success(answer, is_error=has_failed(answer))
+
+
+def has_failed(answer: Mapping[str, Json]) -> bool:
+    """Of what `of_run` gives: the run is over, and failed or timed out."""
+    return bool(answer.get("done")) and answer.get("status") in (ExecutionStatus.FAILED, ExecutionStatus.TIMED_OUT)
 
 
 def of_run(run: Run) -> dict[str, Json]:

@@ -63,6 +63,8 @@ class ToolPlan:
     repeatable: bool = True
     opens_world: bool = False
     meta: dict[str, Json] | None = None
+    stands_for_the_work: bool = False
+    """Its answer is an error where the work that it waited for has failed: as a task's result is (SEP-2663)."""
     starts: Callable[[Vespera, Caller, Any], Awaitable[views.Handle]] | None = None
     """Where its call may become an MCP task: starts the run, without waiting for it."""
 
@@ -80,7 +82,8 @@ def bound(plan: ToolPlan, vespera: Vespera, heartbeat_seconds: float, board: Boa
             host = host_of(context, board)
             watch = Watch(vespera=vespera, caller=caller, report=report, host=host, heartbeat_seconds=heartbeat_seconds)
             await host.take_replies(vespera, caller)
-            return answers.success(await plan.use(Call(vespera, caller, watch, host), taken))
+            answer = await plan.use(Call(vespera, caller, watch, host), taken)
+            return answers.success(answer, is_error=plan.stands_for_the_work and answers.has_failed(answer))
         except NextRound as round:
             return round.result
         # Supervisor boundary: a fault of ours costs this call only.

@@ -269,6 +269,7 @@ PLANS = (
         untyped=("result",),
         use=_execute_task,
         starts=_start,
+        stands_for_the_work=True,
         meta=TOOL_META,
         described={
             "task_id": "A task that exists; or give title and role",
@@ -371,6 +372,7 @@ PLANS = (
         takes=GiveAnswers,
         gives=Answered,
         use=_answer,
+        stands_for_the_work=True,
         untyped=("result",),
         not_found={"success": False, "error": "Task not found"},
         described={"answers": "{key: {action, content}}", "key": "Of the question", "content": "Values by field"},

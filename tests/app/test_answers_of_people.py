@@ -170,9 +170,9 @@ async def test_a_rejected_approval_ends_the_run_and_its_work_is_never_called_aga
 
 async def test_a_declined_form_is_told_to_the_role(vespera: Vespera, asking: Callable[..., Execute]) -> None:
     handle = await asked(vespera, asking(question("name")))
-    await vespera.answer_input(ME, handle.task_id, {"name": InputAnswer(action="cancel", content={"ignored": 1})})
+    await vespera.answer_input(ME, handle.task_id, {"name": InputAnswer(action="decline", content={"ignored": 1})})
     result = await ended(vespera, handle)
-    assert result.result["result"] == {"name": {"action": "cancel", "content": None}}
+    assert result.result["result"] == {"name": {"action": "decline", "content": None}}
 
 
 async def test_of_two_questions_the_last_answer_lets_it_go_on(

@@ -65,7 +65,7 @@ def test_an_approval_that_is_not_given_ends_it_and_a_form_that_is_declined_does_
     session.ask([Question.made("a", "A?"), Question.made("b", "B?", kind="approval")])
     session.answer({"a": NO}, by="ann")
     assert session.status is S.PAUSED
-    session.answer({"b": Answer(action="cancel")}, by="ann")
+    session.answer({"b": NO}, by="ann")
     assert (session.status, session.lifecycle.error["code"]) == (S.FAILED, "APPROVAL_REJECTED")
     assert session.lifecycle.error["recoverable"] is False
     assert session.lifecycle.open_inputs == ()

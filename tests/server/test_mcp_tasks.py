@@ -243,10 +243,14 @@ async def test_questions_are_asked_answered_in_part_and_never_twice(doors: Doors
     await peer.request(
         "tasks/update", taskId=made["taskId"], inputResponses={"who": bob, "where": {"action": "cancel"}}
     )
+    task = await peer.request("tasks/get", taskId=made["taskId"])
+    assert (task["status"], list(task["inputRequests"])) == ("input_required", ["where"])  # only dismissed
+
+    await peer.request("tasks/update", taskId=made["taskId"], inputResponses={"where": {"action": "decline"}})
     task = await settled(peer, made["taskId"])
     assert task["result"]["structuredContent"]["result"] == {
         "who": ["accept", {"name": "Ann"}],
-        "where": ["cancel", None],
+        "where": ["decline", None],
     }
     assert (await peer.request("tasks/update", taskId=made["taskId"], inputResponses={"who": bob}))["resultType"]
 

@@ -259,7 +259,7 @@ class Result(View):
 class InputAnswer(Request):
     """The answer to one question of a role. Nobody accepts by saying nothing: there is no default."""
 
-    action: Literal["accept", "decline", "cancel"]
+    action: Literal["accept", "decline"]
     content: dict[str, Json] | None = None
 
 

@@ -22,7 +22,7 @@ MAX_QUESTIONS: Final = 32
 MAX_MESSAGE_CHARACTERS: Final = 2000
 
 Kind = Literal["approval", "form"]
-Action = Literal["accept", "decline", "cancel"]
+Action = Literal["accept", "decline"]
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 

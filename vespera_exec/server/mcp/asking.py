@@ -172,8 +172,8 @@ class Host:
                 group.cancel_scope.cancel()
         finally:
             self.board.leave(run_id, question.key)
-        if reply is not None:
-            await self._record(vespera, caller, run_id, question.key, answer_of(reply))
+        if reply is not None and (given := answer_of(reply)) is not None:
+            await self._record(vespera, caller, run_id, question.key, given)
         return True
 
     async def _reply(self, question: InputView) -> ElicitResult | None:
@@ -183,8 +183,6 @@ class Host:
             return None  # a client that cannot after all, or answers with something else: as one that dismissed it
 
     async def _record(self, vespera: Vespera, caller: Caller, run_id: str, key: str, reply: InputAnswer) -> None:
-        if reply.action == "cancel":
-            return
         try:
             await vespera.answer_input(caller, run_id, {key: reply})
         except InvalidInput as error:
@@ -212,15 +210,16 @@ def host_of(context: Context[Any, Any], board: Board) -> Host:
         sees_progress=meta.get("progress_token") is not None,
         round=Round.read(context.request_state) if context.request_state is not None else None,
         replies={
-            key: answer_of(reply)
+            key: given
             for key, reply in (context.input_responses or {}).items()
-            if isinstance(reply, ElicitResult)
+            if isinstance(reply, ElicitResult) and (given := answer_of(reply)) is not None
         },
     )
 
 
-def answer_of(reply: ElicitResult) -> InputAnswer:
-    return InputAnswer(action=reply.action, content=reply.content)
+def answer_of(reply: ElicitResult) -> InputAnswer | None:
+    """None of a question that was only dismissed: it stays open."""
+    return InputAnswer(action=reply.action, content=reply.content) if reply.action != "cancel" else None
 
 
 def _way(context: Context[Any, Any]) -> Way | None:

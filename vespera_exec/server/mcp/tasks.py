@@ -145,7 +145,9 @@ class TasksExtension(Extension):
     async def _update(self, ctx: ServerRequestContext[Any, Any], params: UpdateTaskParams) -> HandlerResult:
         run = await self._run(ctx, params)
         asked = {each.key for each in run.inputs}
-        given = {key: _answer(key, said) for key, said in params.input_responses.items() if key in asked}
+        responses = {key: mapping(said) for key, said in params.input_responses.items() if key in asked}
+        # Who closes a dialog has not decided: the question stays open, for this client and for every other door.
+        given = {key: _answer(key, said) for key, said in responses.items() if said.get("action") != "cancel"}
         if given:
             with told():
                 await self._vespera.answer_input(current_caller.get(), run.session_id, given)
@@ -218,12 +220,11 @@ def _elicitation(asked: views.InputView) -> dict[str, Json]:
     return {"method": "elicitation/create", "params": params}
 
 
-def _answer(key: str, said: object) -> views.InputAnswer:
+def _answer(key: str, given: Mapping[str, Json]) -> views.InputAnswer:
     """
     Raises:
         MCPError: it is no `ElicitResult`.
     """
-    given = mapping(said)
     try:
         return views.InputAnswer.model_validate({name: given[name] for name in ("action", "content") if name in given})
     except ValidationError as fault:

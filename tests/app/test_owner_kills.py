@@ -46,7 +46,7 @@ time.sleep(300)
 
 
 @pytest.mark.promise("acknowledged", "dead_owner")
-@pytest.mark.parametrize("seed", [pytest.param(seed, id=f"seed{seed}") for seed in range(4)])
+@pytest.mark.parametrize("seed", [pytest.param(seed, id=f"seed{seed}") for seed in range(2)])
 def test_five_kills_at_any_moment_lose_nothing_and_leave_nobody(tmp_path: Path, seed: int) -> None:
     killed_again_and_again(tmp_path, random.Random(seed), kills=5)
 

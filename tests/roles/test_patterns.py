@@ -130,11 +130,11 @@ def test_garbage_yields_only_rising_percentages(data: bytes, cuts: list[int]) ->
 )  # fmt: skip
 def test_lines_of_two_megabytes_are_quick_and_kept_short(line: bytes) -> None:
     reader = PatternReader(own=(PatternSpec(regex="at (?P<percent>[0-9]+) of", kind="percent"),))
-    started = time.perf_counter()
+    started = time.thread_time()
     for start in range(0, len(line), 65_536):
         reader.feed(line[start : start + 65_536])
     reader.finish()
-    assert time.perf_counter() - started < 3
+    assert time.thread_time() - started < 10  # it is also run with its lines traced
     assert reader.pending <= 4096
 
 
@@ -153,10 +153,10 @@ def test_slow_expression_is_dropped_after_its_first_offence() -> None:
     compile_bounded(slow.regex)
     reader = PatternReader(builtin=False, own=(slow,))
     reader.feed(b"1" * 45 + b"\n")
-    started = time.perf_counter()
+    started = time.thread_time()
     for _ in range(100):
         reader.feed(b"1" * 45 + b"\n")
-    assert time.perf_counter() - started < 3
+    assert time.thread_time() - started < 10  # it is also run with its lines traced
 
 
 @pytest.mark.parametrize(

@@ -194,10 +194,10 @@ PROMISES: dict[str, Promise] = {
         ),
         mutants=(
             Mutant(
-                file="vespera_exec/engine/claims.py",
-                right="        self.discard(job)\n        return job",
-                wrong="        return job",
-                caught_by="app/test_workers.py::test_a_thousand_tasks_are_claimed_by_eight_workers_each_exactly_once",
+                file="vespera_exec/app/workers.py",
+                right="        await self._store.journal.sync()\n        return claimed[0]",
+                wrong="        return claimed[0]",
+                caught_by="app/test_workers.py::test_what_a_worker_is_answered_is_on_disk_by_then",
             ),
             Mutant(
                 file="vespera_exec/model/leases.py",

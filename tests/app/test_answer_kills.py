@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +90,8 @@ def owner(place: Path, turn: int, *, answers: int, after: float | None = None) -
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"
         if after is not None:
-            time.sleep(after)  # the moment of its death
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(after)  # until the moment of its death
             process.send_signal(signal.SIGKILL)
         yield from process.stdout
 

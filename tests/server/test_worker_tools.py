@@ -131,14 +131,14 @@ async def test_the_same_over_rest(tmp_path: Path) -> None:
         httpx.AsyncClient(base_url=doors.url or "", headers=BEARER, timeout=WITHIN) as http,
     ):
         started = (await http.post("/executions", json={"title": "Look", "role": "review"})).json()
-        task = (await http.post("/work/claim", json={"wait_ms": 5000})).json()
+        task = (await http.post("/worker/claim", json={"wait_ms": 5000})).json()
         assert task["session_id"] == started["session_id"]
         held = {"session_id": task["session_id"], "lease": task["lease"]}
-        said = await http.post("/work/report", json={**held, "done": 1, "total": 2, "unit": "files"})
+        said = await http.post("/worker/report", json={**held, "done": 1, "total": 2, "unit": "files"})
         assert (said.status_code, said.json()["ok"]) == (200, True)
         asked = {"key": "go", "message": "May I?"}
-        assert (await http.post("/work/report", json={**held, "ask": asked})).json()["parked"]
-        late = await http.post("/work/complete", json=held)
+        assert (await http.post("/worker/report", json={**held, "ask": asked})).json()["parked"]
+        late = await http.post("/worker/complete", json=held)
         assert (late.status_code, late.json()["error_code"]) == (409, "LEASE_LOST")
 
 
@@ -150,7 +150,7 @@ async def test_a_client_that_went_away_takes_no_task_with_it(tmp_path: Path) -> 
         httpx.AsyncClient(base_url=doors.url or "", headers=BEARER, timeout=WITHIN) as http,
     ):
         async with anyio.create_task_group() as group:
-            group.start_soon(post, doors.url, "/work/claim", {"wait_ms": 20_000})
+            group.start_soon(post, doors.url, "/worker/claim", {"wait_ms": 20_000})
             while not doors.vespera.workers.waiting:
                 await http.get("/healthz")
             group.cancel_scope.cancel()

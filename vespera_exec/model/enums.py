@@ -65,6 +65,28 @@ class TaskStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class StepStatus(StrEnum):
+    """Where one step of a plan stands."""
+
+    PENDING = "pending"
+    """Its turn has not come, or it is to be tried again from `not_before` on."""
+    RUNNING = "running"
+    WAITING = "waiting"
+    """It has begun and is held up: for an answer, for capacity, for a slot, for a worker."""
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """It has ended; only a restore makes it anything else."""
+        return self in _ENDED_STEPS
+
+
+_ENDED_STEPS = frozenset({StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED})
+
+
 class ExecutionPhase(StrEnum):
     INITIALIZATION = "initialization"
     VALIDATION = "validation"
@@ -122,9 +144,9 @@ class MessageLevel(StrEnum):
 class EventType(StrEnum):
     """What one line of the log says.
 
-    `status_change`, `phase_change`, `progress_update`, `checkpoint_created`, `owner_changed`, the
-    `approval_*`, `lease_*` and `task_*` facts are folded into state. All others annotate: they are written in the same
-    transaction for those who filter by them, and change nothing.
+    `status_change`, `phase_change`, `progress_update`, `checkpoint_created`, `owner_changed`, `variables_changed`, the
+    `approval_*`, `lease_*`, `step_*`, `resource_*` and `task_*` facts are folded into state. All others annotate: they are written in
+    the same transaction for those who filter by them, and change nothing.
     """
 
     STATUS_CHANGE = "status_change"
@@ -149,6 +171,11 @@ class EventType(StrEnum):
     STEP_COMPLETED = "step_completed"
     STEP_FAILED = "step_failed"
     STEP_PROGRESS = "step_progress"
+    STEP_WAITING = "step_waiting"
+    STEP_SKIPPED = "step_skipped"
+    STEP_CANCELLED = "step_cancelled"
+    STEP_RESET = "step_reset"
+    VARIABLES_CHANGED = "variables_changed"
 
     APPROVAL_REQUESTED = "approval_requested"
     APPROVAL_APPROVED = "approval_approved"
@@ -157,6 +184,7 @@ class EventType(StrEnum):
     SYSTEM_HEALTH = "system_health"
     SYSTEM_ALERT = "system_alert"
 
+    RESOURCE_WAITING = "resource_waiting"
     RESOURCE_ALLOCATED = "resource_allocated"
     RESOURCE_RELEASED = "resource_released"
     CHECKPOINT_CREATED = "checkpoint_created"

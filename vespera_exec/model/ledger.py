@@ -12,9 +12,10 @@ from vespera_exec.model.jsonable import clean_text
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
+from vespera_exec.model.steps import PlanState, StepState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
     from types import TracebackType
 
@@ -56,8 +57,31 @@ class IdempotencyRecord:
     digest: bytes | None = None
 
 
-State = TaskRecord | Lifecycle | Progress
-Row = State | ResultRecord | RequestRecord | IdempotencyRecord
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRecord:
+    """A place in an execution's log that it can go back to: its state is the fold of the events up to `sequence`."""
+
+    checkpoint_id: str
+    execution_id: str
+    sequence: int
+    kind: str
+    """"call", "interval" or "step"."""
+    created_at: datetime
+    metadata: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheRecord:
+    """That a pure role has answered: whose result stands under `key`, for one principal."""
+
+    key: bytes
+    principal: str
+    role: str
+    execution_id: str
+
+
+State = TaskRecord | Lifecycle | Progress | StepState | PlanState
+Row = State | ResultRecord | RequestRecord | IdempotencyRecord | CheckpointRecord | CacheRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +261,7 @@ class Ledger:
         self._undo.append((cell, cell.value))
         cell.value = value
 
-    def keep(self, row: ResultRecord | RequestRecord | IdempotencyRecord) -> None:
+    def keep(self, row: Row) -> None:
         """Store a row in the same transaction as the running decision."""
         self._rows.append(row)
 

@@ -116,7 +116,7 @@ class Lifecycle:
                 return _copy(self, lease=lease, claims=lease.fence, sequence=event.sequence)
             case EventType.LEASE_ENDED:
                 return _copy(self, lease=None, sequence=event.sequence)
-            case EventType.CHECKPOINT_CREATED:
+            case EventType.CHECKPOINT_CREATED if "state" in event.details:
                 return _copy(
                     self,
                     checkpoint=event.details["state"],

@@ -27,6 +27,9 @@ class TaskRecord:
     priority: int = 5
     sla_seconds: float | None = None
     principal: str = "local"
+    parent_execution_id: str | None = None
+    """The execution of a plan that it is a step of."""
+    step_id: str | None = None
     status: TaskStatus = TaskStatus.TODO
     created_at: datetime | None = None
     updated_at: datetime | None = None
@@ -72,6 +75,8 @@ class TaskRecord:
             "priority": self.priority,
             "sla_seconds": self.sla_seconds,
             "principal": self.principal,
+            "parent_execution_id": self.parent_execution_id,
+            "step_id": self.step_id,
             "status": self.status.value,
             "created_at": iso(self.created_at),
             "updated_at": iso(self.updated_at),

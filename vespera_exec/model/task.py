@@ -42,6 +42,8 @@ class Task:
         sla_seconds: float | None = None,
         max_retries: int = 3,
         principal: str = "local",
+        parent_execution_id: str | None = None,
+        step_id: str | None = None,
         cancelled_status: TaskStatus = TaskStatus.CANCELLED,
         sink: Sink | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -67,6 +69,8 @@ class Task:
             "max_retries": max_retries,
             "principal": principal,
         }
+        if parent_execution_id is not None:
+            fields |= {"parent_execution_id": parent_execution_id, "step_id": step_id}
         with self._ledger:
             self._ledger.record(
                 EventType.TASK_CREATED, (self._record,), task_id=self.id, message=title, details={"fields": fields}

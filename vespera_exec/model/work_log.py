@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vespera_exec.errors import InvalidInput, InvalidProgress, InvalidTransitionError
 from vespera_exec.model.enums import EventType, ExecutionPhase, MessageLevel, ProgressType
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vespera_exec.model.enums import ExecutionStatus
-    from vespera_exec.model.events import Json
+    from vespera_exec.model.events import ExecutionEvent, Json
+    from vespera_exec.model.ledger import Part
     from vespera_exec.model.progress import CustomMetric
 
 MAX_CHECKPOINT_BYTES = 256 * 1024
@@ -34,6 +35,15 @@ _FOLDED = frozenset(
         EventType.APPROVAL_REQUESTED,
         EventType.APPROVAL_APPROVED,
         EventType.APPROVAL_REJECTED,
+        EventType.STEP_STARTED,
+        EventType.STEP_PROGRESS,
+        EventType.STEP_WAITING,
+        EventType.STEP_COMPLETED,
+        EventType.STEP_FAILED,
+        EventType.STEP_SKIPPED,
+        EventType.STEP_CANCELLED,
+        EventType.STEP_RESET,
+        EventType.VARIABLES_CHANGED,
     }
 )
 
@@ -164,6 +174,34 @@ class WorkLog(SessionView):
                 details["clock"] = clock
                 self._ledger.put(self._watch, Stopwatch.of(life.status, now, parked=life.is_parked))
             self._record(EventType.OWNER_CHANGED, details=details)
+
+    def record_fact(
+        self,
+        event_type: EventType,
+        parts: tuple[Part[Any], ...],
+        *,
+        message: str = "",
+        details: dict[str, Json] | None = None,
+        level: MessageLevel | None = None,
+    ) -> ExecutionEvent:
+        """Record a fact about this execution that is folded into `parts` too: how the board of a plan changes.
+
+        Raises:
+            InvalidTransitionError: the execution has ended, and its log with it.
+        """
+        with self._ledger:
+            self._refuse_after_the_end(event_type.value)
+            life = self._life.value
+            return self._ledger.record(
+                event_type,
+                (*self._parts, *parts),
+                task_id=life.task_id,
+                execution_id=life.execution_id,
+                message=message,
+                phase=life.current_phase,
+                details=details,
+                level=level,
+            )
 
     # inside
 

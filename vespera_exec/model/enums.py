@@ -145,8 +145,8 @@ class EventType(StrEnum):
     """What one line of the log says.
 
     `status_change`, `phase_change`, `progress_update`, `checkpoint_created`, `owner_changed`, `variables_changed`, the
-    `approval_*`, `lease_*`, `step_*`, `resource_*` and `task_*` facts are folded into state. All others annotate: they are written in
-    the same transaction for those who filter by them, and change nothing.
+    `approval_*`, `lease_*`, `step_*`, `resource_*` and `task_*` facts are folded into state. All others annotate: they
+    are written in the same transaction for those who filter by them, and change nothing.
     """
 
     STATUS_CHANGE = "status_change"

@@ -21,6 +21,7 @@ from vespera_exec.model.principal import LOCAL, Caller
 
 if TYPE_CHECKING:
     from roles.inputs import InputSpec
+    from vespera_exec.model.capacity import CapacityRequirement
     from vespera_exec.model.events import Json
 
 NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")
@@ -100,9 +101,13 @@ class Role:
     wait_timeout_seconds: float = 0.0
     grace_seconds: float = 3.0
     retry: RetryPolicy = RetryPolicy()
+    capacity: tuple[CapacityRequirement, ...] = ()
+    """What its work needs of the pools while it runs, unless the request says otherwise."""
     on_interrupt: Literal["fail", "resume"] = "fail"
     approval: str | bool = False
     """What is asked before its work begins, once in each run; True asks in our words. Rejected, the run ends."""
+    pure: bool = False
+    """What it returns follows from its inputs alone, so a plan may take it from an earlier execution."""
     permissions: Permissions = Permissions()
     reads_paths: bool = True
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -123,6 +128,8 @@ class Role:
             raise InvalidInput(f"{self.name[:80]!r} is no role name: a lower-case letter, then letters, digits, _ or -")
         if self.runner == "external" and self.approval:
             raise InvalidInput(f"role {self.name}: nobody asks for the approval of a role with runner external")
+        if self.pure and self.approval:
+            raise InvalidInput(f"role {self.name}: a result that was kept would pass its approval over; it is not pure")
 
     @classmethod
     def from_callable(

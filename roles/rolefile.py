@@ -7,35 +7,33 @@ from pathlib import PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-import yaml
-
 from roles import inputs as schema
 from roles.definition import NAME, PatternSpec, Permissions, RetryPolicy, Role
 from roles.inputs import InputSpec, near
 from roles.regex import compile_bounded
-from vespera_exec.errors import InvalidRoleFile
+from roles.yamlfile import Limits, Where, YamlFile
+from vespera_exec.errors import InvalidInput, InvalidRoleFile
+from vespera_exec.model.capacity import requirements
 from vespera_exec.model.inputs import MAX_MESSAGE_CHARACTERS
 from vespera_exec.model.principal import LOCAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
+
+    from vespera_exec.model.capacity import CapacityRequirement
 
 MAX_BYTES: Final = 64 * 1024
-MAX_DEPTH: Final = 32
 MAX_NODES: Final = 4000
 MAX_ARGUMENTS: Final = 256
+_LIMITS: Final = Limits(bytes=MAX_BYTES, values=MAX_NODES)
 _SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 PIECES: Final = re.compile(r"\{\{|\}\}|\{(inputs\.[a-z][a-z0-9_]*|scratch)\}")
 """What is special in an argument: a doubled brace, or a placeholder (group 1)."""
 
-Where = tuple[Any, ...]
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff\ud800-\udfff]")
 _KEYS: Final = (
     "name", "description", "runner", "target", "argv", "inputs", "progress", "timeout_seconds",
     "wait_timeout_seconds", "grace_seconds", "retry", "on_interrupt", "permissions", "reads_paths", "env", "stdin",
-    "workers", "lease_seconds", "approval",
+    "workers", "lease_seconds", "approval", "pure", "capacity",
 )  # fmt: skip
 _NOT_EXTERNAL: Final = ("target", "argv", "progress", "on_interrupt", "env", "stdin", "approval")
 _ONLY_EXTERNAL: Final = ("workers", "lease_seconds")
@@ -49,125 +47,14 @@ def parse_role(data: bytes, *, file: str, builtin: bool = False) -> Role:
     Raises:
         InvalidRoleFile: "file:line: what is wrong".
     """
-    document = _Document(file, data)
+    document = YamlFile(file, data, kind="role file", limits=_LIMITS, error=InvalidRoleFile)
     return _RoleReader(document, builtin=builtin).read()
-
-
-class _Document:
-    """A YAML text as plain values, with the line of each."""
-
-    def __init__(self, file: str, data: bytes) -> None:
-        self.file = file
-        self._lines: dict[Where, int] = {}
-        text = self._decoded(data)
-        self._check_events(text)
-        node = self._guarded(lambda: yaml.compose(text, Loader=_Loader))
-        value = self._value(node, ()) if node is not None else None
-        if not isinstance(value, dict):
-            self.fail((), "a role file is a mapping of keys to values")
-        self.root = cast("dict[str, Any]", value)
-
-    def fail(self, where: Where, message: str) -> NoReturn:
-        """At the line of `where`, or of the nearest thing around it."""
-        while where and where not in self._lines:
-            where = where[:-1]
-        self._fail_at(self._lines.get(where, 1), message)
-
-    def _fail_at(self, line: int, message: str) -> NoReturn:
-        raise InvalidRoleFile(f"{self.file}:{line}: {message}")
-
-    def _decoded(self, data: bytes) -> str:
-        if len(data) > MAX_BYTES:
-            self._fail_at(1, f"the file has {len(data)} bytes; at most {MAX_BYTES} are allowed")
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            self._fail_at(data.count(b"\n", 0, error.start) + 1, "not UTF-8")
-        if (found := _CONTROL.search(text)) is not None:
-            line = text.count("\n", 0, found.start()) + 1
-            self._fail_at(line, f"the control character {ord(found[0]):#04x} is not allowed")
-        return text
-
-    def _check_events(self, text: str) -> None:
-        depth = nodes = 0
-
-        def check() -> None:
-            nonlocal depth, nodes
-            for event in cast("Iterable[Any]", yaml.parse(text, Loader=_Loader)):
-                line = event.start_mark.line + 1
-                if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                    self._fail_at(line, "anchors and aliases are not allowed")
-                if getattr(event, "tag", None):
-                    self._fail_at(line, "tags are not allowed")
-                nodes += 1
-                if nodes > MAX_NODES:
-                    self._fail_at(line, f"more than {MAX_NODES} values")
-                if isinstance(event, yaml.CollectionStartEvent):
-                    depth += 1
-                    if depth > MAX_DEPTH:
-                        self._fail_at(line, f"nested deeper than {MAX_DEPTH}")
-                elif isinstance(event, yaml.CollectionEndEvent):
-                    depth -= 1
-
-        self._guarded(check)
-
-    def _guarded(self, read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            self._fail_at(mark.line + 1 if mark is not None else 1, str(error.problem or error.context))
-        except yaml.YAMLError as error:
-            self._fail_at(1, str(error).partition("\n")[0])
-
-    def _value(self, node: yaml.Node, where: Where) -> Any:
-        self._lines[where] = node.start_mark.line + 1
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, where)
-        if isinstance(node, yaml.SequenceNode):
-            return [self._value(each, (*where, index)) for index, each in enumerate(node.value)]
-        return self._scalar(cast("yaml.ScalarNode", node), where)
-
-    def _mapping(self, node: yaml.MappingNode, where: Where) -> dict[Any, Any]:
-        values: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode) or not key_node.tag.endswith(":str"):
-                self._fail_at(line, "a key must be a plain word")
-            key = str(key_node.value)
-            if key in values:
-                self._fail_at(line, f"the key {key!r} stands here twice")
-            self._lines[(*where, key)] = line
-            values[key] = self._value(value_node, (*where, key))
-            self._lines[(*where, key)] = line
-        return values
-
-    def _scalar(self, node: yaml.ScalarNode, where: Where) -> Any:
-        text = str(node.value)
-        kind = node.tag.rpartition(":")[2]
-        constructor = yaml.constructor.SafeConstructor()
-        try:
-            match kind:
-                case "int":
-                    return constructor.construct_yaml_int(node)
-                case "float":
-                    return constructor.construct_yaml_float(node)
-                case "bool":
-                    return constructor.construct_yaml_bool(node)
-                case "null":
-                    return None
-                case _:  # a date stays the text that it is
-                    if (found := _CONTROL.search(text)) is not None:
-                        self.fail(where, f"the control character {ord(found[0]):#04x} is not allowed")
-                    return text
-        except (ValueError, OverflowError):
-            self.fail(where, f"{text[:40]!r} is no number")
 
 
 class _RoleReader:
     """Turns a document into a role, or says at which line it cannot."""
 
-    def __init__(self, document: _Document, *, builtin: bool) -> None:
+    def __init__(self, document: YamlFile, *, builtin: bool) -> None:
         self._document = document
         self._root = document.root
         self._fail = document.fail
@@ -196,7 +83,9 @@ class _RoleReader:
             grace_seconds=self._seconds("grace_seconds", 3.0, 4.0),
             retry=self._retry(),
             approval=self._approval(),
+            capacity=self._capacity(),
             on_interrupt=self._choice((), "on_interrupt", ("fail", "resume"), "fail"),
+            pure=self._pure(),
             permissions=self._permissions(runner),
             reads_paths=self._flag("reads_paths", default=True),
             env=MappingProxyType(self._env()),
@@ -222,11 +111,23 @@ class _RoleReader:
                 why = "its work is done elsewhere" if external else "it is for `runner: external`"
                 self._fail((key,), f"a role with `runner: {runner}` takes no `{key}`: {why}")
 
+    def _pure(self) -> bool:
+        pure = self._flag("pure", default=False)
+        if pure and self._root.get("approval"):
+            self._fail(("pure",), "a result that was kept would pass the approval over; a role has one of the two")
+        return pure
+
     def _approval(self) -> str | bool:
         raw = self._root.get("approval", False)
         if isinstance(raw, bool) or (isinstance(raw, str) and 0 < len(raw) <= MAX_MESSAGE_CHARACTERS):
             return raw
         self._fail(("approval",), f"approval is true, or a text of at most {MAX_MESSAGE_CHARACTERS} characters")
+
+    def _capacity(self) -> tuple[CapacityRequirement, ...]:
+        try:
+            return requirements(self._root.get("capacity"))
+        except InvalidInput as error:
+            self._fail(("capacity",), error.message)
 
     def _workers(self) -> tuple[str, ...]:
         raw = self._mapping("workers")

@@ -4,14 +4,31 @@ from roles.definition import Role as Role
 from roles.execution import RoleExecutor as RoleExecutor
 from roles.registry import RoleRegistry as RoleRegistry
 from vespera_exec.aliases import (
-    DefaultExecutionEngine as DefaultExecutionEngine,
+    AsyncExecutionService as AsyncExecutionService,
     ETACalculator as ETACalculator,
     Execution as Execution,
-    ExecutionEngine as ExecutionEngine,
+    ExecutionEventCallback as ExecutionEventCallback,
     ExecutionEventType as ExecutionEventType,
+    ExecutionManager as ExecutionManager,
     ExecutionRecord as ExecutionRecord,
+    PipelineRunner as PipelineRunner,
+    Resource as Resource,
+    ResourceRequirement as ResourceRequirement,
     StatusEvent as StatusEvent,
+    Step as Step,
     TimeTracker as TimeTracker,
+)
+from vespera_exec.app.execution_engine import (
+    DefaultExecutionEngine as DefaultExecutionEngine,
+    ExecutionEngine as ExecutionEngine,
+)
+from vespera_exec.app.execution_result import (
+    ExecutionMessage as ExecutionMessage,
+    ExecutionMetrics as ExecutionMetrics,
+    ExecutionProgress as ExecutionProgress,
+    ExecutionResult as ExecutionResult,
+    ExecutionUpdate as ExecutionUpdate,
+    ResourceUsage as ResourceUsage,
 )
 from vespera_exec.app.service import Vespera as Vespera
 from vespera_exec.app.views import (
@@ -25,6 +42,11 @@ from vespera_exec.app.views import (
     Status as Status,
 )
 from vespera_exec.engine.engine import Engine as Engine
+from vespera_exec.engine.recovery_strategies import (
+    RecoveryContext as RecoveryContext,
+    RecoveryResult as RecoveryResult,
+    RecoveryStrategy as RecoveryStrategy,
+)
 from vespera_exec.engine.running import Job as Job, Policy as Policy
 from vespera_exec.engine.work import Work as Work, WorkResult as WorkResult
 from vespera_exec.errors import (
@@ -36,9 +58,12 @@ from vespera_exec.errors import (
     ExecutionError as ExecutionError,
     ExecutionNotFound as ExecutionNotFound,
     InvalidInput as InvalidInput,
+    InvalidPlan as InvalidPlan,
     InvalidProgress as InvalidProgress,
+    InvalidReference as InvalidReference,
     InvalidRoleFile as InvalidRoleFile,
     InvalidTransitionError as InvalidTransitionError,
+    MissingReference as MissingReference,
     NotExecuting as NotExecuting,
     NotFound as NotFound,
     PauseUnsupported as PauseUnsupported,
@@ -59,14 +84,21 @@ from vespera_exec.model.enums import (
     ExecutionStatus as ExecutionStatus,
     MessageLevel as MessageLevel,
     ProgressType as ProgressType,
+    RecoveryAction as RecoveryAction,
     ResourceType as ResourceType,
+    StepStatus as StepStatus,
     TaskStatus as TaskStatus,
 )
 from vespera_exec.model.events import ExecutionEvent as ExecutionEvent
 from vespera_exec.model.execution import EnhancedTaskExecution as EnhancedTaskExecution, TaskExecution as TaskExecution
 from vespera_exec.model.lifecycle import Lifecycle as Lifecycle
 from vespera_exec.model.phases import PhaseManager as PhaseManager
-from vespera_exec.model.stays import PhaseRecord as PhaseRecord
+from vespera_exec.model.plan import (
+    ExecutionPlan as ExecutionPlan,
+    Fallback as Fallback,
+    PlanStep as PlanStep,
+    StepRetries as StepRetries,
+)
 from vespera_exec.model.principal import Caller as Caller
 from vespera_exec.model.profile import PerformanceProfiler as PerformanceProfiler
 from vespera_exec.model.progress import (
@@ -74,7 +106,9 @@ from vespera_exec.model.progress import (
     ProgressReport as ProgressReport,
     ProgressState as ProgressState,
 )
+from vespera_exec.model.restoring import ExecutionCheckpoint as ExecutionCheckpoint, ExecutionState as ExecutionState
 from vespera_exec.model.session import ExecutionSession as ExecutionSession
+from vespera_exec.model.stays import PhaseRecord as PhaseRecord
 from vespera_exec.model.stream import StatusEventStream as StatusEventStream
 from vespera_exec.model.task import Task as Task
 from vespera_exec.model.timing import TimeTracking as TimeTracking

@@ -3,22 +3,29 @@
     VesperaError                     VESPERA_ERROR
     ├── InvalidInput                 INVALID_INPUT         a value was refused; nothing changed
     │   ├── InvalidProgress          INVALID_PROGRESS      not finite, negative, backwards, after the end
-    │   └── InvalidRoleFile          INVALID_ROLE_FILE     names the file and the line
+    │   ├── InvalidRoleFile          INVALID_ROLE_FILE     names the file and the line
+    │   ├── CapacityUnknown          CAPACITY_UNKNOWN      no pool is of that type and kind
+    │   ├── CapacityTooLarge         CAPACITY_TOO_LARGE    more than the pools have, were they all free
+    │   ├── InvalidPlan              INVALID_PLAN          all that is wrong with it, each with its step
+    │   └── InvalidReference         INVALID_REFERENCE     a `${...}` in a plan that cannot be read
     ├── NotFound                     NOT_FOUND
     │   ├── TaskNotFound             TASK_NOT_FOUND
     │   │   └── RunExpired           RUN_EXPIRED           it ended longer ago than handles are kept
     │   ├── ExecutionNotFound        EXECUTION_NOT_FOUND
+    │   ├── CheckpointNotFound       CHECKPOINT_NOT_FOUND
     │   └── RoleNotFound             ROLE_NOT_FOUND
     ├── Conflict                     CONFLICT              the request does not fit the present state
     │   ├── InvalidTransitionError   INVALID_TRANSITION
     │   ├── AlreadyExecuting         ALREADY_EXECUTING
     │   ├── NotExecuting             NOT_EXECUTING
     │   ├── PauseUnsupported         PAUSE_UNSUPPORTED     this system cannot stop what runs
+    │   ├── CapacityUnavailable      CAPACITY_UNAVAILABLE  not free now, nor within the time that was given
     │   ├── LeaseLost                LEASE_LOST            the worker no longer has this execution
     │   └── Fenced                   FENCED                somebody else owns this execution now
     ├── PermissionDenied             PERMISSION_DENIED
     ├── Unauthenticated              UNAUTHENTICATED       no token was shown, or none that is valid
     ├── ExecutionError               EXECUTION_FAILED      the work itself failed (any code)
+    │   └── MissingReference         REFERENCE_MISSING     what a step's inputs refer to is not there
     ├── StoreError                   STORE_ERROR
     │   ├── StoreUnavailable         STORE_UNAVAILABLE     cannot be opened or written (permissions, disk full)
     │   ├── StoreTooNew              STORE_TOO_NEW         written by a newer version
@@ -32,7 +39,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class VesperaError(Exception):
@@ -67,6 +77,39 @@ class InvalidRoleFile(InvalidInput):
     code = "INVALID_ROLE_FILE"
 
 
+class CapacityUnknown(InvalidInput):
+    code = "CAPACITY_UNKNOWN"
+    default_hint = "VESPERA_CAPACITY says what there is; ask for a type of it, with constraints that a pool meets"
+
+
+class CapacityTooLarge(InvalidInput):
+    code = "CAPACITY_TOO_LARGE"
+    default_hint = "ask for less; VESPERA_CAPACITY says what there is"
+
+
+class InvalidPlan(InvalidInput):
+    """A plan was refused whole. `problems` are all that was found: the step's id, or None, and what is wrong."""
+
+    code = "INVALID_PLAN"
+    _SHOWN = 5
+
+    def __init__(self, problems: Iterable[tuple[str | None, str]], *, hint: str | None = None) -> None:
+        self.problems = tuple(problems)
+        shown = [what if step is None else f"step {step}: {what}" for step, what in self.problems[: self._SHOWN]]
+        if (more := len(self.problems) - len(shown)) > 0:
+            shown.append(f"and {more} more")
+        super().__init__("; ".join(shown) or "the plan is not valid", hint=hint)
+
+    def to_dict(self) -> dict[str, Any]:
+        problems = [{"step": step, "problem": what} for step, what in self.problems]
+        return {**super().to_dict(), "problems": problems}
+
+
+class InvalidReference(InvalidInput):
+    code = "INVALID_REFERENCE"
+    default_hint = "write $${ for a literal ${"
+
+
 class NotFound(VesperaError):
     code = "NOT_FOUND"
 
@@ -96,6 +139,15 @@ class ExecutionNotFound(NotFound):
     def __init__(self, execution_id: str) -> None:
         super().__init__(f"Execution not found: {execution_id}")
         self.execution_id = execution_id
+
+
+class CheckpointNotFound(NotFound):
+    code = "CHECKPOINT_NOT_FOUND"
+    default_hint = "the checkpoints of a task are listed with it"
+
+    def __init__(self, checkpoint_id: str) -> None:
+        super().__init__(f"Checkpoint not found: {checkpoint_id}")
+        self.checkpoint_id = checkpoint_id
 
 
 class RoleNotFound(NotFound):
@@ -142,6 +194,11 @@ class NotExecuting(Conflict):
 class PauseUnsupported(Conflict):
     code = "PAUSE_UNSUPPORTED"
     default_hint = "let it run, or cancel it"
+
+
+class CapacityUnavailable(Conflict):
+    code = "CAPACITY_UNAVAILABLE"
+    default_hint = "wait longer (`wait_ms`), or ask for less"
 
 
 class LeaseLost(Conflict):
@@ -205,6 +262,15 @@ class ExecutionError(VesperaError):
             "recoverable": self.recoverable,
             "context": self.context,
         }
+
+
+class MissingReference(ExecutionError):
+    """What a reference in a plan names is not there. Another attempt finds the same."""
+
+    code = "REFERENCE_MISSING"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, recoverable=False, hint=hint)
 
 
 class StoreError(VesperaError):

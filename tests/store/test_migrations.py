@@ -59,6 +59,10 @@ async def test_a_database_of_an_older_format_is_brought_up_to_date_and_goes_on(
         session = task.start_execution("role")
         session.ask([Question.made("a", "A?")])
         await store.journal.sync()
+        step = Task(title="a step", parent_execution_id=session.session_id, step_id="s", sink=store.journal)
+        await store.journal.sync()
+        assert await store.queries.children(session.session_id) == [step.record]
+        assert (await store.queries.list_tasks()).total == 4
         found, total = await store.queries.open_inputs()
         assert ([each.question for each in found], total) == ([session.lifecycle.inputs[0]], 1)
     assert content(database)["events"][: len(events)] == events

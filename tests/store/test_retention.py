@@ -12,9 +12,11 @@ import anyio
 import pytest
 
 from vespera_exec.errors import Fenced
+from vespera_exec.model.board import PlanBoard
 from vespera_exec.model.clock import Clock
 from vespera_exec.model.enums import ExecutionStatus
-from vespera_exec.model.ledger import ResultRecord
+from vespera_exec.model.ledger import CacheRecord, ResultRecord
+from vespera_exec.model.plan import PLAN_ROLE, ExecutionPlan, PlanStep
 from vespera_exec.model.task import Task
 from vespera_exec.settings import Settings
 from vespera_exec.store import database
@@ -34,7 +36,10 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LONG_AGO = Clock(now=lambda: NOW - timedelta(days=100), monotonic=lambda: 0.0)
 LATELY = Clock(now=lambda: NOW, monotonic=lambda: 0.0)
 BEFORE = NOW - timedelta(days=30)
-TABLES = ("streams", "events", "tasks", "executions", "progress", "results", "requests", "idempotency", "samples")
+TABLES = (
+    "streams", "events", "tasks", "executions", "progress", "results", "requests", "idempotency", "samples",
+    "plan_states", "steps", "checkpoints", "step_cache",
+)  # fmt: skip
 
 
 @asynccontextmanager
@@ -73,6 +78,40 @@ def attempted(task: Task, **attempt: Any) -> str:
     session.update_status(ExecutionStatus.RUNNING)
     session.fail("once more")
     return session.run_id
+
+
+def planned(store: Store, steps: int, *, clock: Clock = LONG_AGO) -> tuple[Task, PlanBoard]:
+    """A plan that runs, and its board."""
+    task = Task(title="plan", clock=clock, sink=store.journal)
+    return task, opened_board(task, steps)
+
+
+def opened_board(task: Task, steps: int) -> PlanBoard:
+    plan = ExecutionPlan(id="p", steps=tuple(PlanStep(id=f"s{place}", role="role") for place in range(steps)))
+    with task.ledger:
+        session = task.start_execution(PLAN_ROLE)
+        session.update_status(ExecutionStatus.RUNNING)
+        board = PlanBoard(session, plan)
+        board.open()
+    return board
+
+
+def step_done(store: Store, board: PlanBoard, step: str, *, clock: Clock = LONG_AGO) -> ExecutionSession:
+    """A step that has ended, with a place in the cache."""
+    plan = board.state.execution_id
+    child = Task(title=step, parent_execution_id=plan, step_id=step, clock=clock, sink=store.journal)
+    board.started(step, role="role", attempt=1, task_id=child.id)
+    session = executed(store, child)
+    board.completed(step, result_of=session.session_id)
+    cached = CacheRecord(key=step.encode(), principal="local", role="role", execution_id=session.session_id)
+    with child.ledger:
+        child.ledger.keep(cached)
+    return session
+
+
+def ended(task: Task) -> None:
+    assert task.execution.current_session is not None
+    task.execution.current_session.complete()
 
 
 async def test_a_task_that_ended_long_ago_goes_with_all_that_it_had(data_dir: Path) -> None:
@@ -281,3 +320,122 @@ async def test_a_task_whose_runs_failed_goes_though_it_could_be_tried_again(data
         report = await store.remove_ended(before=BEFORE)
         titles = [row.task.title for row in (await store.queries.list_tasks()).items]
         assert (report.tasks, sorted(titles)) == (1, ["lately", "never executed", "reopened since"])
+
+
+async def test_the_steps_of_a_plan_go_with_it_and_never_before(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        task, board = planned(store, 3)
+        sessions = [step_done(store, board, step) for step in ("s0", "s1")]
+        executed(store, Task(title="new", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        full = counts(data_dir)
+        # Its children ended long ago, and it has not ended.
+        report = await store.remove_ended(before=BEFORE)
+        assert (report.tasks, report.executions) == (0, 0)
+        assert counts(data_dir) == full
+        assert (full["plan_states"], full["steps"], full["checkpoints"], full["step_cache"]) == (1, 3, 2, 2)
+        assert await store.queries.cached(b"s0", "local") == sessions[0].session_id
+
+        ended(task)
+        executed(store, Task(title="newer", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        report = await store.remove_ended(before=BEFORE)
+        assert (report.tasks, report.executions) == (3, 3)
+        assert await store.queries.cached(b"s0", "local") is None
+        assert await store.queries.locate(sessions[0].session_id) is None
+        assert read_output(data_dir, sessions[0].session_id).total == 0
+    left = counts(data_dir)
+    assert (left["tasks"], left["executions"], left["streams"]) == (2, 2, 4)
+    assert [left[table] for table in ("plan_states", "steps", "checkpoints", "step_cache")] == [0, 0, 0, 0]
+    assert [each.severity for each in examine(data_dir / "vespera.db")] == ["ok"] * 7
+
+
+async def test_an_older_run_of_a_plan_goes_with_its_steps_while_the_one_that_is_shown_stays(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        task, board = planned(store, 1)
+        first = step_done(store, board, "s0")
+        ended(task)
+        second = step_done(store, opened_board(task, 1), "s0")
+        ended(task)
+        task.reopen()
+        Task(title="new", clock=LATELY, sink=store.journal)
+        late = Task(title="late", clock=LATELY, sink=store.journal)
+        executed(store, late)
+        task.execution.change(execution_context={"seen": "lately"})
+        with closing(sqlite3.connect(data_dir / "vespera.db")) as db:
+            await store.journal.sync()
+            stamp = "UPDATE tasks SET updated = 9e15 WHERE title = 'plan'"
+            await store.journal.perform(lambda writer: writer.execute(stamp).rowcount)
+            assert db.execute("SELECT count(*) FROM executions").fetchone() == (5,)
+        report = await store.remove_ended(before=BEFORE)
+        assert (report.tasks, report.executions) == (1, 2)
+        assert await store.queries.get_execution(first.session_id) is None
+        assert await store.queries.get_task(first.task_id) is None
+        assert await store.queries.get_execution(second.session_id) is not None
+        assert counts(data_dir)["steps"] == 1
+
+
+async def test_a_result_that_an_unfinished_plan_has_taken_from_another_one_stays(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        source, board = planned(store, 1)
+        session = step_done(store, board, "s0")
+        ended(source)
+        taker, taking = planned(store, 1, clock=LATELY)
+        taking.completed("s0", result_of=session.session_id, cached=True)
+        executed(store, Task(title="new", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        assert (await store.remove_ended(before=BEFORE)).tasks == 0
+        assert await store.queries.get_result(session.session_id) is not None
+        ended(taker)
+        executed(store, Task(title="newer", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        assert (await store.remove_ended(before=BEFORE)).tasks == 2
+        assert await store.queries.get_result(session.session_id) is None
+
+
+async def test_the_cursor_never_runs_backwards_when_a_step_wrote_last(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        task, board = planned(store, 2)
+        step_done(store, board, "s0")
+        late = Task(title="s1", parent_execution_id=board.state.execution_id, step_id="s1", sink=store.journal)
+        ended(task)
+        with closing(sqlite3.connect(data_dir / "vespera.db")):
+            late.execution.change(execution_context={"the": "last event"})
+            head = await store.journal.sync()
+            old = "UPDATE tasks SET updated = 1"
+            await store.journal.perform(lambda writer: writer.execute(old).rowcount)
+        assert (await store.remove_ended(before=BEFORE)).tasks == 0
+    async with opened(data_dir) as store:
+        assert store.journal.head == head
+
+
+async def test_a_large_plan_goes_bit_by_bit_and_wholly_wherever_that_is_interrupted(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        task, board = planned(store, 600)
+        for place in range(600):
+            child = Task(
+                title="step",
+                parent_execution_id=board.state.execution_id,
+                step_id=f"s{place}",
+                clock=LONG_AGO,
+                sink=store.journal,
+            )
+            session = child.start_execution("role")
+            session.update_status(ExecutionStatus.RUNNING)
+            session.complete()
+        ended(task)
+        executed(store, Task(title="new", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: store.remove_ended(before=BEFORE))
+            with anyio.fail_after(5):
+                while counts(data_dir)["tasks"] in (602, 601):  # noqa: ASYNC110 - the removal tells nobody
+                    await anyio.sleep(0.001)
+            group.cancel_scope.cancel()
+    # Its first steps are hidden, and others not yet.
+    assert 2 < counts(data_dir)["tasks"] < 600
+    assert [each.severity for each in examine(data_dir / "vespera.db")] == ["ok"] * 7
+    async with opened(data_dir) as store:
+        await store.remove_ended(before=BEFORE)
+    left = counts(data_dir)
+    assert (left["tasks"], left["streams"], left["steps"]) == (1, 2, 0)

@@ -11,7 +11,10 @@ import orjson
 
 from vespera_exec.app import present, views
 from vespera_exec.app.callers import require
+from vespera_exec.app.capacity import Capacity
+from vespera_exec.app.executions import Executions
 from vespera_exec.app.following import Following
+from vespera_exec.app.plan_reading import PlanReading, executes_plan
 from vespera_exec.app.runs import Runs
 from vespera_exec.errors import Conflict, InvalidInput
 from vespera_exec.model.enums import RESOURCE_UNITS, ExecutionStatus, TaskStatus
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from roles.registry import RoleRegistry
+    from vespera_exec.app.plan_views import StepPage
     from vespera_exec.app.starting import Starter
     from vespera_exec.app.tasks import Found, LiveTasks
     from vespera_exec.engine.engine import Engine
@@ -57,8 +61,11 @@ class Answers:
         self._tasks = tasks
         self._starter = starter
         self._following = Following(store, engine, tasks, clock)
-        self._runs = Runs(store, engine, tasks, settings, clock)
+        self._reading = PlanReading(store, engine, tasks)
+        self.executions = Executions(store, engine, tasks, self._reading, clock)
+        self._runs = Runs(store, engine, tasks, settings, clock, inputs=self._reading.inputs)
         self._estimator = NaiveEstimator()
+        self.capacity = Capacity(engine)
 
     async def list_tasks(
         self,
@@ -128,7 +135,8 @@ class Answers:
         require(caller, "read")
         found = self._written(await self._tasks.find(any_id, caller))
         life = found.life
-        if life is not None and life.open_inputs:
+        inputs = self._reading.inputs(life) if life is not None else []
+        if inputs:
             await self._settled()  # whoever is asked may answer after a kill, too
         status = life.status if life is not None else ExecutionStatus.IDLE
         recent = None
@@ -149,7 +157,9 @@ class Answers:
             session=self._summary(found, detail=detail) if life is not None else None,
             legacy_compatibility=present.legacy(found.record),
             recent_events=recent,
-            inputs=(present.open_inputs(life) or None) if life is not None else None,
+            inputs=inputs or None,
+            plan=await self._reading.summary(life) if life is not None else None,
+            waiting_for=self.capacity.waiting_for(life.execution_id, caller) if life is not None else None,
         )
 
     async def get_run(self, caller: Caller, run_id: str) -> views.Run:
@@ -185,7 +195,16 @@ class Answers:
         found = await self._tasks.find(any_id, caller)
         if found.life is None or found.progress is None:
             return None
+        if executes_plan(found.life):
+            return await self._reading.progress(found.life, found.progress)
         return present.steps(found.life, found.progress)
+
+    async def list_steps(
+        self, caller: Caller, any_id: str, *, status: str | None = None, after: int = -1, limit: int = 100
+    ) -> StepPage:
+        """Steps of a plan that is executed, or was; see `PlanReading.steps`."""
+        require(caller, "read")
+        return await self._reading.steps(any_id, caller, status=status, after=after, limit=limit)
 
     async def read_events(
         self, caller: Caller, any_id: str, *, cursor: int = 0, wait_ms: int = 0, max_events: int = 100

@@ -11,8 +11,9 @@ from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.inputs import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from vespera_exec.app.plan_reading import PlanReading
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
     from vespera_exec.model.principal import Caller
@@ -26,10 +27,11 @@ _MOST = 200
 class Inputs:
     """The two use cases, whichever door asks."""
 
-    def __init__(self, store: Store, engine: Engine, tasks: LiveTasks) -> None:
+    def __init__(self, store: Store, engine: Engine, tasks: LiveTasks, reading: PlanReading) -> None:
         self._store = store
         self._engine = engine
         self._tasks = tasks
+        self._reading = reading
 
     async def answer(self, any_id: str, caller: Caller, answers: Mapping[str, views.InputAnswer]) -> views.Answered:
         """Answer open questions of the run that is meant; on disk when this returns.
@@ -47,23 +49,64 @@ class Inputs:
             known = found.life.execution_id if found.life is not None else None
             return _nothing_open(answers, status, known)
         given = {key: Answer(action=each.action, content=each.content) for key, each in answers.items()}
-        accepted = session.answer(given, by=caller.principal)
+        accepted = self._record(session, given, caller)
+        waiting = [each.key for each in self._reading.inputs(session.lifecycle)]
         if not accepted:
-            return _nothing_open(answers, session.lifecycle.status, session.session_id, session)
-        # The engine starts nothing of it before the answer is on disk.
-        self._engine.unpark(session)
+            return _nothing_open(answers, session.lifecycle.status, session.session_id, waiting)
         await self._store.journal.sync()
         life = session.lifecycle
-        waiting = [each.key for each in life.open_inputs]
+        waiting = [each.key for each in self._reading.inputs(life)]
         return views.Answered(
             success=True,
             message=f"Answered; it waits for {', '.join(waiting)}" if waiting else _became(life.status),
             status=life.status.value,
             session_id=session.session_id,
-            accepted=list(accepted),
+            accepted=accepted,
             ignored=[key for key in answers if key not in accepted],
             open=waiting,
         )
+
+    def _record(self, session: ExecutionSession, given: Mapping[str, Answer], caller: Caller) -> list[str]:
+        """The keys of what was open, and is answered now.
+
+        Raises:
+            InvalidInput: the content of one does not fit its form; none is recorded.
+        """
+        asked = self._asked(session, given)
+        for asking, answers in asked:
+            for question in asking.lifecycle.open_inputs:
+                if (key := answers.get(question.key)) is not None:
+                    question.checked(given[key])
+        accepted: list[str] = []
+        for asking, answers in asked:
+            taken = asking.answer({name: given[key] for name, key in answers.items()}, by=caller.principal)
+            if taken:
+                accepted += [answers[name] for name in taken]
+                # The engine starts nothing of it before the answer is on disk.
+                self._engine.unpark(asking)
+        return accepted
+
+    def _asked(
+        self, session: ExecutionSession, given: Mapping[str, Answer]
+    ) -> list[tuple[ExecutionSession, dict[str, str]]]:
+        """Whose questions are answered: of each session the keys as it has asked them, and as they were given.
+
+        A plan's session is answered with `<step>/<key>`.
+        """
+        coordinator = self._reading.coordinator(session.lifecycle)
+        if coordinator is None:
+            return [(session, {key: key for key in given})]
+        waiting, of_steps = coordinator.open_inputs(), dict[str, dict[str, str]]()
+        for key in given:
+            if key in waiting:
+                step, _, name = key.partition("/")
+                of_steps.setdefault(step, {})[name] = key
+        found: list[tuple[ExecutionSession, dict[str, str]]] = []
+        for step, keys in of_steps.items():
+            run = self._engine.run_of(coordinator.board.step(step).task_id or "")
+            if run is not None:
+                found.append((run.session, keys))
+        return found
 
     async def open(self, caller: Caller, *, limit: int) -> views.OpenInputs:
         """What waits for an answer, over all tasks that `caller` sees, oldest first.
@@ -84,6 +127,8 @@ class Inputs:
                 title=each.title,
                 role=each.role,
                 input=present.question(each.question),
+                parent_task_id=each.parent_task_id,
+                step=each.step_id,
             )
             for each in found
         ]
@@ -98,9 +143,8 @@ def _nothing_open(
     answers: Mapping[str, views.InputAnswer],
     status: ExecutionStatus,
     session_id: str | None,
-    session: ExecutionSession | None = None,
+    waiting: Sequence[str] = (),
 ) -> views.Answered:
-    waiting = [each.key for each in session.lifecycle.open_inputs] if session is not None else []
     if not answers:
         reason = "no answer was given"
     elif waiting:
@@ -114,6 +158,6 @@ def _nothing_open(
         session_id=session_id,
         accepted=[],
         ignored=list(answers),
-        open=waiting,
+        open=list(waiting),
         reason=reason,
     )

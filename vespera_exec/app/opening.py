@@ -15,13 +15,17 @@ import anyio
 from roles.registry import RoleRegistry
 from vespera_exec import paths
 from vespera_exec.app.access import Access
+from vespera_exec.app.capacity_file import configured_pools
 from vespera_exec.app.owning import check_unserved, taken_by_daemon
+from vespera_exec.app.plugins import strategies
 from vespera_exec.app.recovery import Recovery
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.starting import Starter
 from vespera_exec.app.tasks import LiveTasks
 from vespera_exec.app.tokens import default_token
 from vespera_exec.app.trust import derived_key, made_here
+from vespera_exec.engine.capacity import CapacityPools
+from vespera_exec.engine.checkpoints import CheckpointReader
 from vespera_exec.engine.engine import Engine, EngineOptions
 from vespera_exec.engine.proctree import become_subreaper, sweep
 from vespera_exec.errors import DaemonUnavailable
@@ -33,8 +37,9 @@ from vespera_exec.store.owners import recorded
 from vespera_exec.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
+    from roles.definition import Role
     from vespera_exec.engine.running import Job
 
 Purpose = Literal["daemon", "in-process", "library"]
@@ -43,11 +48,18 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def opened(
-    path: str | Path | None = None, *, settings: Settings | None = None, purpose: Purpose = "library"
+    path: str | Path | None = None,
+    *,
+    settings: Settings | None = None,
+    purpose: Purpose = "library",
+    roles: Sequence[Role] = (),
 ) -> AsyncGenerator[Vespera]:
-    """`Vespera.open`. Leaving the context ends what runs; the next owner says so in its record."""
+    """`Vespera.open`. Leaving the context ends what runs; the next owner says so in its record.
+
+    `roles` are there before what the last owner left goes on.
+    """
     try:
-        async with _owned(path, settings, purpose) as vespera:
+        async with _owned(path, settings, purpose, roles) as vespera:
             yield vespera
     except BaseExceptionGroup as group:
         # The caller's own error, as the caller raised it: the task groups in between are our business.
@@ -55,10 +67,13 @@ async def opened(
 
 
 @asynccontextmanager
-async def _owned(path: str | Path | None, settings: Settings | None, purpose: Purpose) -> AsyncGenerator[Vespera]:
+async def _owned(
+    path: str | Path | None, settings: Settings | None, purpose: Purpose, own_roles: Sequence[Role]
+) -> AsyncGenerator[Vespera]:
     settings = settings or Settings.load()
     if path is not None:
         settings = replace(settings, data_dir=_folder(path))
+    pools = CapacityPools(configured_pools(settings.capacity))
     with _taken(settings.data_dir, purpose) as lock:
         owner = lock.owner.id
         # A daemon has no children but its own shims; an embedding program may have others.
@@ -74,6 +89,8 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
             if left:
                 _log.warning("Ended %d processes that a dead owner had left", left)
             roles = RoleRegistry.load(settings.roles_dir)
+            for role in own_roles:
+                roles.add(role)
             tasks = LiveTasks(store, settings, SYSTEM_CLOCK)
 
             def let_go(job: Job) -> None:
@@ -87,6 +104,9 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                     open_output=store.open_output,
                     sampler=sampler if settings.sample_seconds else None,
                     on_done=let_go,
+                    capacity=pools,
+                    strategies=strategies(),
+                    checkpoints=CheckpointReader(store),
                     options=EngineOptions(
                         max_concurrent=settings.max_concurrent,
                         result_limit_bytes=settings.result_limit_bytes,
@@ -95,7 +115,7 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                         adopts_orphans=adopts,
                     ),
                 )
-                starter = Starter(store=store, tasks=tasks, roles=roles, settings=settings, owner=owner)
+                starter = Starter(store=store, tasks=tasks, roles=roles, settings=settings, owner=owner, pools=pools)
                 access = Access(store.journal, directory=derived_key(settings.data_dir, "tokens").hex())
                 vespera = Vespera(
                     settings=settings,
@@ -116,7 +136,7 @@ async def _owned(path: str | Path | None, settings: Settings | None, purpose: Pu
                     trusted=trusted,
                     cancelled=store.cancels.noted(),
                 )
-                async with engine.running(), store.upkeep.running(), access.running():
+                async with engine.running(), store.upkeep.running(), access.running(), vespera.executions.running():
                     recovery.take_over(unfinished)
                     await store.journal.sync()
                     store.cancels.clear()

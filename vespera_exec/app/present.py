@@ -138,10 +138,11 @@ def open_inputs(life: Lifecycle) -> list[views.InputView]:
     return [question(each) for each in life.open_inputs]
 
 
-def question(asked: Question) -> views.InputView:
+def question(asked: Question, *, key: str | None = None) -> views.InputView:
+    """`key`: what it is called where it is shown, in the place of its own name."""
     assert asked.asked_at is not None
     return views.InputView(
-        key=asked.key, kind=asked.kind, message=asked.message, schema=dict(asked.schema), asked_at=asked.asked_at
+        key=key or asked.key, kind=asked.kind, message=asked.message, schema=dict(asked.schema), asked_at=asked.asked_at
     )
 
 

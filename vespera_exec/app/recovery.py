@@ -13,6 +13,7 @@ from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from datetime import datetime
 
     from roles.definition import Role
     from roles.registry import RoleRegistry
@@ -81,6 +82,8 @@ class Recovery:
                 continue
             with session.ledger:
                 session.change_owner(self._owner)
+                if session.lifecycle.lease is None:  # else a worker has it, and uses it still
+                    session.release_capacity("Its owner ended", at=_last_sign(each))
                 job = self._continued(task, session, each)
             if job is None:
                 done.ended += 1
@@ -176,6 +179,12 @@ class Recovery:
         if paused:
             session.update_status(S.PREPARING, "It was paused, and stays so")
             session.pause(life.status_message)
+
+
+def _last_sign(left: Unfinished) -> datetime | None:
+    """When the work is last known to have run."""
+    known = (left.measured_at, left.progress.updated_at, left.lifecycle.clock_read_at)
+    return max((each for each in known if each is not None), default=None)
 
 
 class _Refused(Exception):

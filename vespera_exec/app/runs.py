@@ -14,6 +14,7 @@ from vespera_exec.errors import RunExpired, TaskNotFound
 from vespera_exec.model.enums import ExecutionStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from vespera_exec.app.tasks import LiveTasks
@@ -36,11 +37,22 @@ _SECONDS_PER_DAY = 86_400
 class Runs:
     """Looks at runs by their id: those that are active in memory, the others in the database."""
 
-    def __init__(self, store: Store, engine: Engine, tasks: LiveTasks, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        tasks: LiveTasks,
+        settings: Settings,
+        clock: Clock,
+        *,
+        inputs: Callable[[Lifecycle], list[views.InputView]],
+    ) -> None:
+        """`inputs` says what waits for an answer in a run that is active."""
         self._store = store
         self._engine = engine
         self._tasks = tasks
         self._clock = clock
+        self._inputs = inputs
         kept = (settings.mcp_task_ttl_seconds, settings.retention_days * _SECONDS_PER_DAY)
         self._kept_seconds = min((seconds for seconds in kept if seconds), default=None)
 
@@ -88,7 +100,7 @@ class Runs:
         if life.status.is_terminal:  # an end is told when it is on disk, or the next attempt instead
             ending = S.CANCELLING if life.status is S.CANCELLED else S.COMPLETING
             life = replace(life, status=ending, completed_at=None, outcome={})
-        return _view(life, session.progress, created=created, cursor=head)
+        return _view(life, session.progress, created=created, cursor=head, inputs=self._inputs(life))
 
     def _stored(self, known: KnownRun) -> views.Run:
         life, expires = known.lifecycle, None
@@ -96,14 +108,17 @@ class Runs:
             expires = life.completed_at + timedelta(seconds=self._kept_seconds)
             if expires <= self._clock.now():
                 raise RunExpired(life.run_id)
-        seen = _view(life, known.progress, created=known.created_at, cursor=known.cursor)
+        inputs = present.open_inputs(life)
+        seen = _view(life, known.progress, created=known.created_at, cursor=known.cursor, inputs=inputs)
         if known.result is None:
             return seen.model_copy(update={"expires_at": expires})
         result = {"result": orjson.loads(known.result.body), "result_truncated": known.result.truncated}
         return seen.model_copy(update={"expires_at": expires, **result})
 
 
-def _view(life: Lifecycle, progress: Progress, *, created: datetime | None, cursor: int) -> views.Run:
+def _view(
+    life: Lifecycle, progress: Progress, *, created: datetime | None, cursor: int, inputs: list[views.InputView]
+) -> views.Run:
     done = life.status.is_terminal
     updated = max(progress.updated_at, life.clock_read_at or progress.updated_at)
     return views.Run(
@@ -121,6 +136,6 @@ def _view(life: Lifecycle, progress: Progress, *, created: datetime | None, curs
         updated_at=updated,
         ended_at=life.completed_at,
         done=done,
-        inputs=present.open_inputs(life),
+        inputs=inputs,
         error=present.error(life) if done else None,
     )

@@ -13,6 +13,8 @@ from vespera_exec import __version__
 from vespera_exec.app import checks, doctor, present, views
 from vespera_exec.app.answers import Answers
 from vespera_exec.app.callers import require, require_local
+from vespera_exec.app.checkpoints import Checkpoints
+from vespera_exec.app.dead_letters import DeadLetters
 from vespera_exec.app.inputs import Inputs
 from vespera_exec.app.pausing import Pausing
 from vespera_exec.app.tasks import meant
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from roles.definition import Role
     from roles.registry import RoleRegistry
     from vespera_exec.app.access import Access
     from vespera_exec.app.opening import Purpose
@@ -75,23 +78,35 @@ class Vespera(Answers):
         self.version = __version__
         self.access = access
         self.workers = Workers(store=store, engine=engine, roles=roles, shifts=starter.shifts, settings=settings)
+        self.dead_letters = DeadLetters(store=store, engine=engine, tasks=tasks, starter=starter, settings=settings)
         self._owners = owners
         self._pausing = Pausing(store, engine, tasks)
-        self._inputs = Inputs(store, engine, tasks)
+        self.strategies = engine.strategies
+        self.checkpoints = Checkpoints(store, engine, tasks, starter)
+        self._inputs = Inputs(store, engine, tasks, self._reading)
 
     @classmethod
     def open(
-        cls, path: str | Path | None = None, *, settings: Settings | None = None, purpose: Purpose = "library"
+        cls,
+        path: str | Path | None = None,
+        *,
+        settings: Settings | None = None,
+        purpose: Purpose = "library",
+        roles: Sequence[Role] = (),
     ) -> AbstractAsyncContextManager[Vespera]:
         """Own a data directory for as long as the context lasts.
 
+        `roles` are the program's own. Given here, and not added later, they are there when what an earlier owner left
+        goes on.
+
         Raises:
+            InvalidInput: a role has the name of another.
             DataDirectoryInUse: a daemon or another program owns it.
             StoreUnavailable, StoreTooNew, StoreDamaged: it cannot be opened; the hint says what to do.
         """
         from vespera_exec.app.opening import opened
 
-        return opened(path, settings=settings, purpose=purpose)
+        return opened(path, settings=settings, purpose=purpose, roles=roles)
 
     # making and starting
 

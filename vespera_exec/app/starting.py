@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import orjson
@@ -14,9 +14,11 @@ import orjson
 from roles.execution import RoleExecutor
 from roles.runners.external import Shifts
 from vespera_exec.app import checks, views
+from vespera_exec.engine.capacity import CapacityPools
 from vespera_exec.engine.running import Job, Policy
 from vespera_exec.engine.work import WorkerNeeded
 from vespera_exec.errors import AlreadyExecuting, Conflict, InvalidInput, PermissionDenied
+from vespera_exec.model.capacity import CapacityRequirement, requirements
 from vespera_exec.model.events import Json, mapping
 from vespera_exec.model.ledger import RequestRecord
 from vespera_exec.model.principal import Caller
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.work import Work, WorkResult
     from vespera_exec.model.ledger import IdempotencyRecord
+    from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.model.task import Task
     from vespera_exec.settings import Settings
@@ -42,12 +45,22 @@ _LONGEST_GRACE_SECONDS = 4.0
 class Starter:
     """Decides that something is to run."""
 
-    def __init__(self, *, store: Store, tasks: LiveTasks, roles: RoleRegistry, settings: Settings, owner: str) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        tasks: LiveTasks,
+        roles: RoleRegistry,
+        settings: Settings,
+        owner: str,
+        pools: CapacityPools | None = None,
+    ) -> None:
         self._store = store
         self._tasks = tasks
         self._roles = roles
         self._settings = settings
         self._owner = owner
+        self._pools = pools or CapacityPools()
         self._executor = RoleExecutor(allowed_roots=settings.allowed_roots)
         self.shifts = Shifts()
         self._allowed: Counter[str] = Counter()
@@ -167,8 +180,16 @@ class Starter:
         completed = role.validate_inputs(checks.inputs(given, self._settings))
         return role.resolve_paths(completed, caller, self._settings.allowed_roots)
 
-    def _enqueue(self, task: Task, role: Role, inputs: dict[str, Json], caller: Caller, request: views.Execute) -> Job:
-        """The request's own values, who asked, and PENDING, in one decision."""
+    def _enqueue(
+        self,
+        task: Task,
+        role: Role,
+        inputs: dict[str, Json],
+        caller: Caller,
+        request: views.Execute,
+        queueing: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """The request's own values, who asked, and PENDING, in one decision; `queueing` as in `enqueue_execution`."""
         asked: dict[str, Json] = {
             "principal": caller.principal,
             "scopes": sorted(caller.scopes),
@@ -177,12 +198,16 @@ class Starter:
             "env": dict(caller.env),
             "timeout_seconds": request.timeout_seconds,
         }
+        if request.capacity is not None:
+            asked["capacity"] = [each.to_dict() for each in requirements(request.capacity)]
+        self._pools.check(capacity_of(role, asked))
         with task.ledger:
             session = task.enqueue_execution(
                 role.name,
                 priority=task.priority if request.priority is None else request.priority,
                 owner=self._owner,
                 message="Waiting for a worker" if role.runner == "external" else "Queued",
+                **(queueing or {}),
             )
             task.execution.change(inputs=inputs)
             task.ledger.keep(RequestRecord(run_id=session.run_id, body=orjson.dumps(asked)))
@@ -190,6 +215,33 @@ class Starter:
                 digest = checks.request_digest(request)
                 task.remember_key(caller.principal, "execute", request.idempotency_key, session.run_id, digest=digest)
         return self.job(task, session, role, asked)
+
+    def restored(
+        self, caller: Caller, task: Task, asked: Mapping[str, Json], then: Lifecycle, *, checkpoint_id: str
+    ) -> Job:
+        """Decide PENDING for a new execution that begins where an ended one stood `then`, with its limits.
+
+        Raises:
+            InvalidInput, RoleNotFound, PermissionDenied, AlreadyExecuting: nothing was decided.
+        """
+        role = self.role(caller, then.role_name or "")
+        request = views.Execute(
+            task_id=task.id, timeout_seconds=asked.get("timeout_seconds"), priority=then.priority
+        )
+        return self._enqueue(
+            task,
+            role,
+            self._completed(caller, role, dict(task.inputs)),
+            caller,
+            request,
+            {
+                "parent_execution_id": then.execution_id,
+                "checkpoint": then.checkpoint,
+                "checkpoint_at": then.checkpoint_at,
+                "inputs": then.inputs,
+                "restored_from": checkpoint_id,
+            },
+        )
 
     def caller(self, asked: Mapping[str, Json]) -> Caller:
         """Who asked, out of what was kept of a request."""
@@ -221,7 +273,8 @@ class Starter:
             session=session,
             run=run,
             caller=self.caller(asked),
-            slotless=external,
+            place="worker" if external else "slot",
+            capacity=capacity_of(role, asked),
             policy=Policy(
                 timeout_seconds=asked.get("timeout_seconds")
                 or role.timeout_seconds
@@ -231,3 +284,10 @@ class Starter:
                 retry=role.retry,
             ),
         )
+
+
+def capacity_of(role: Role, asked: Mapping[str, Json]) -> tuple[CapacityRequirement, ...]:
+    """What a run needs of the pools: what was asked for it, else what its step says, else its role."""
+    if (given := asked.get("capacity")) is not None:
+        return requirements(given)
+    return requirements(mapping(asked.get("step")).get("capacity")) or role.capacity

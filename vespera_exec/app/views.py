@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-Json = Any
-
-
-class View(BaseModel):
-    """An answer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Request(BaseModel):
-    """A question; unknown keys are refused, so that a misspelt one is noticed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from vespera_exec.app.plan_views import PlanSummary
+from vespera_exec.app.shapes import Json, Request, View
 
 
 class NewTask(Request):
@@ -45,6 +34,8 @@ class Execute(Request):
     inputs: dict[str, Json] | None = None
     priority: Annotated[int, Field(ge=0, le=10)] | None = None
     timeout_seconds: Annotated[float, Field(gt=0)] | None = None
+    capacity: dict[str, float] | list[dict[str, Json]] | None = None
+    """What it needs of the pools, `{type: amount}` or a list of requirements; null: what its role says."""
     wait_ms: Annotated[int, Field(ge=0, le=25_000)] = 0
     idempotency_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
@@ -208,11 +199,18 @@ class Status(View):
     legacy_compatibility: Legacy
     recent_events: list[dict[str, Json]] | None = None
     inputs: list[InputView] | None = None
-    """The questions that wait for an answer; null when there are none."""
+    """The questions that wait for an answer; null when there are none. Those of a plan's step are `<step>/<key>`."""
+    plan: PlanSummary | None = None
+    """Where its session executes a plan."""
+    waiting_for: str | None = None
+    """The capacity that it waits for, and who holds it."""
 
 
 class ProgressInfo(View):
-    """The 200 body of document 004. Without a plan there is one step."""
+    """The 200 body of document 004. Without a plan there is one step.
+
+    With one, `current_step` counts those that have begun, `current_step_name` is the first that goes on.
+    """
 
     current_step: int
     total_steps: int
@@ -284,6 +282,9 @@ class OpenInput(View):
     title: str
     role: str | None
     input: InputView
+    parent_task_id: str | None = None
+    """Of the plan that it is a step of: there the question has the key `<step>/<key>`."""
+    step: str | None = None
 
 
 class OpenInputs(View):

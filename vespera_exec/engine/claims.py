@@ -9,55 +9,70 @@ import anyio
 from vespera_exec.engine.queue import WaitingQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from vespera_exec.engine.running import Job
+
+_Types = frozenset[str]
 
 
 class ClaimQueue:
     """The jobs that are open to claims. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._by_role: dict[str, WaitingQueue[Job]] = {}
+        self._queues: dict[str, dict[_Types, WaitingQueue[Job]]] = {}
+        """By role, and by the types of capacity that they need: one that has to wait for its own is passed by others."""
         self._news = anyio.Event()
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_role.values()))
+        return sum(len(queue) for queues in self._queues.values() for queue in queues.values())
 
     def put(self, job: Job, *, priority: int, not_before: float | None = None) -> None:
         """Offer it, from `not_before` on."""
-        queue = self._by_role.setdefault(_role(job), WaitingQueue())
+        queue = self._queues.setdefault(_role(job), {}).setdefault(_types(job), WaitingQueue())
         queue.put(job.key, job, priority=priority, not_before=not_before)
         self._news.set()
 
     def discard(self, job: Job) -> None:
-        if (queue := self._by_role.get(_role(job))) is not None:
+        queues = self._queues.get(_role(job), {})
+        if (queue := queues.get(_types(job))) is not None:
             queue.discard(job.key)
             if not len(queue):
-                del self._by_role[_role(job)]
+                del queues[_types(job)]
+            if not queues:
+                del self._queues[_role(job)]
 
-    def pop(self, roles: Collection[str], now: float) -> Job | None:
-        """The next of these roles, or None; equals of several roles by age."""
-        queues = [queue for role in roles if (queue := self._by_role.get(role)) is not None]
-        offered = [found for queue in queues if (found := queue.first(now)) is not None]
-        if not offered:
-            return None
-        _, job = min(offered, key=_rank)
-        self.discard(job)
-        return job
+    def pop(self, roles: Collection[str], now: float, may: Callable[[Job], bool] = lambda _: True) -> Job | None:
+        """The next of these roles that `may` be claimed, or None; equals of several roles by age."""
+        offered = [found for queue in self._of(roles) if (found := queue.first(now)) is not None]
+        for _, job in sorted(offered, key=_rank):
+            if may(job):
+                self.discard(job)
+                return job
+        return None
+
+    def stir(self) -> None:
+        """There may be something new."""
+        self._news.set()
 
     async def news(self, roles: Collection[str], now: float) -> None:
         """Returns when there may be something new for these roles."""
         if self._news.is_set():
             self._news = anyio.Event()
-        queues = [queue for role in roles if (queue := self._by_role.get(role)) is not None]
-        times = [time for queue in queues if (time := queue.next_time()) is not None]
+        times = [time for queue in self._of(roles) if (time := queue.next_time()) is not None]
         with anyio.move_on_after(max(0.0, min(times) - now) if times else None):
             await self._news.wait()
+
+    def _of(self, roles: Collection[str]) -> list[WaitingQueue[Job]]:
+        return [queue for role in roles for queue in self._queues.get(role, {}).values()]
 
 
 def _role(job: Job) -> str:
     return job.session.lifecycle.role_name or ""
+
+
+def _types(job: Job) -> _Types:
+    return frozenset(each.type for each in job.capacity)
 
 
 def _rank(offered: tuple[int, Job]) -> tuple[int, float]:

@@ -39,6 +39,14 @@ class Done:
         with self.calling(event.set):
             await event.wait()
 
+    def then(self, call: Callable[[], object]) -> None:
+        """`call` is called when it is set; at once where it is."""
+        if self._set:
+            call()
+        else:
+            calls = self._calls = self._calls or {}
+            calls[object()] = call
+
     @contextmanager
     def calling(self, call: Callable[[], object]) -> Generator[None]:
         """Within the block, `call` is called when it is set."""

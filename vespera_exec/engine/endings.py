@@ -12,11 +12,12 @@ from vespera_exec.engine.work import InputNeeded, Parked, WorkerNeeded
 from vespera_exec.errors import CancellationException, ExecutionError, InvalidInput
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel
 from vespera_exec.model.ledger import ResultRecord
+from vespera_exec.model.progress import ProgressReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vespera_exec.engine.running import Job, Outcome
+    from vespera_exec.engine.running import Job, Outcome, PutBack
     from vespera_exec.engine.work import WorkResult
     from vespera_exec.model.clock import Clock
     from vespera_exec.model.events import Json
@@ -47,6 +48,9 @@ class Endings:
         with job.task.ledger:
             if session.lifecycle.status.is_terminal:
                 return None  # concluded by somebody else
+            if outcome.put_back is not None and session.lifecycle.status is not S.CANCELLING:
+                put_back(session, outcome.put_back, standing=_standing(session, outcome.pause_wanted))
+                return job
             if session.lifecycle.status is S.PAUSED and not isinstance(error, WorkerNeeded):
                 session.resume("The work has ended")
             for warning in result.warnings if result else ():
@@ -96,12 +100,7 @@ class Endings:
             last = f"{why}; that was the last of {session.max_recovery_attempts} recoveries"
             return self._fail(job, ExecutionError(last, code="WORKER_LOST"), details, None)
         at = before.checkpoint_at.isoformat() if before.checkpoint_at is not None else None
-        session.recover(why, details={"checkpoint_at": at})
-        session.enter_phase(ExecutionPhase.RECOVERY, why)
-        standing = before.status_message if before.status is S.PAUSED else pause_wanted
-        if standing is not None:
-            session.update_status(S.PREPARING, "It is to stand still, and does")
-            session.pause(standing)
+        _recover(session, why, {"checkpoint_at": at}, standing=_standing(session, pause_wanted))
         return job
 
     def _fail(
@@ -143,6 +142,35 @@ class Endings:
         head = body[: limit // 2].decode("utf-8", "ignore")
         cut = orjson.dumps({"truncated": True, "size_bytes": len(body), "head": head})
         return ResultRecord(execution_id=session.session_id, body=cut, truncated=True)
+
+
+def put_back(session: ExecutionSession, place: PutBack, *, standing: str | None) -> None:
+    """To RECOVERING, to go on from `place`; where it is to stand still (`standing` says why), it does that first.
+
+    Raises:
+        InvalidTransitionError: its recoveries are used up, or it has ended. Nothing has changed.
+    """
+    with session.ledger:
+        why = f"It goes back to checkpoint {place.checkpoint_id}"
+        session.end_lease(why)
+        details: dict[str, Json] = {"checkpoint_id": place.checkpoint_id}
+        _recover(session, why, details, standing=standing)
+        session.put_checkpoint_back(place.checkpoint, place.checkpoint_at, checkpoint_id=place.checkpoint_id)
+        session.report(ProgressReport(current=place.percentage, message=why, reset=True))
+
+
+def _recover(session: ExecutionSession, why: str, details: Mapping[str, Json], *, standing: str | None) -> None:
+    session.recover(why, details=details)
+    session.enter_phase(ExecutionPhase.RECOVERY, why)
+    if standing is not None:
+        session.update_status(S.PREPARING, "It is to stand still, and does")
+        session.pause(standing)
+
+
+def _standing(session: ExecutionSession, pause_wanted: str | None) -> str | None:
+    """Why it is to stand still; None where it is not to."""
+    life = session.lifecycle
+    return life.status_message if life.status is S.PAUSED else pause_wanted
 
 
 def _reported(result: WorkResult | None) -> ExecutionError | None:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import anyio
 
+from vespera_exec.engine.capacity import CapacityPools
+from vespera_exec.engine.capacity_grants import CLAIM_SECONDS, Grants
 from vespera_exec.engine.claims import ClaimQueue
 from vespera_exec.engine.done import Done
 from vespera_exec.engine.endings import Endings
 from vespera_exec.engine.queue import WaitingQueue
+from vespera_exec.engine.recovery_strategies import Strategies
 from vespera_exec.engine.running import Job, OutputSink, RunningExecution
-from vespera_exec.errors import StoreUnavailable, VesperaError
+from vespera_exec.errors import ExecutionError, InvalidInput, StoreUnavailable, VesperaError
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, ResourceType
 from vespera_exec.model.ledger import Sink
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from vespera_exec.engine.checkpoints import CheckpointReader
     from vespera_exec.model.session import ExecutionSession
 
 _log = logging.getLogger(__name__)
@@ -118,6 +122,9 @@ class Engine:
         on_done: Callable[[Job], None] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         options: EngineOptions | None = None,
+        capacity: CapacityPools | None = None,
+        strategies: Strategies | None = None,
+        checkpoints: CheckpointReader | None = None,
     ) -> None:
         self._log = log
         self._scratch_root = scratch_root
@@ -127,6 +134,8 @@ class Engine:
         self._options = options or EngineOptions()
         self._endings = Endings(owner=owner, clock=clock, result_limit_bytes=self._options.result_limit_bytes)
         self._on_done = on_done
+        self.strategies = strategies if strategies is not None else Strategies.built_in()
+        self.checkpoints = checkpoints
         self._queue: WaitingQueue[Job] = WaitingQueue()
         self._waiting: dict[str, Job] = {}
         """All that have no slot: in the queue, parked, or paused."""
@@ -136,9 +145,15 @@ class Engine:
         """Those in the queue, or parked, whose role limits the wait; each until then."""
         self._withdrawn: deque[str] = deque()
         self._claims = ClaimQueue()
+        self.grants = Grants(capacity or CapacityPools(), clock=clock, wake=self._rouse, stir=self._claims.stir)
+        """Who may begin of those that need capacity, and who holds it."""
         self._slots: dict[str, RunningExecution] = {}
         self._elsewhere: dict[str, RunningExecution] = {}
         """Those that workers do, who take no slot."""
+        self._plans: dict[str, RunningExecution] = {}
+        """Those of coordinators, who take none either."""
+        self._held: set[str] = set()
+        """The groups whose jobs do not get their turn."""
         self._runs: dict[str, Run] = {}
         """By run id, until its end is on disk; a task may have its next run by then."""
         self._latest: dict[str, Run] = {}
@@ -163,12 +178,15 @@ class Engine:
     def submit(self, job: Job) -> Run:
         """Queue a job that is PENDING, or RECOVERING from a dead owner. Its run is active until its end is on disk.
 
-        One that is PAUSED waits for `unpark`. One that a worker has goes on.
+        One that is PAUSED waits for `unpark`. One that a worker has goes on, and so does the coordinator of a plan.
         """
         life = job.session.lifecycle
         run = Run(life.run_id, life.task_id, job.session)
         self._runs[life.run_id] = self._latest[life.task_id] = run
-        if job.slotless and life.lease is not None:
+        if job.place == "coordinator" or (job.place == "worker" and life.lease is not None):
+            if life.status is S.PAUSED:
+                self.hold(job.key)
+            self.grants.adopt(job)
             self._heed(job)
             self._start(job)
         else:
@@ -180,11 +198,14 @@ class Engine:
 
         The start is not yet on disk; whoever tells the worker of it waits for that.
         """
-        while (job := self._claims.pop(roles, self._clock.monotonic())) is not None:
+        now = self._clock.monotonic()
+        while (job := self._claims.pop(roles, now, lambda job: self.grants.offer(job, now))) is not None:
             with job.session.ledger:
                 if job.key not in self._waiting or job.session.lifecycle.status not in _STARTABLE:
+                    self.grants.forget(job)
                     continue  # paused since, or about to leave
                 grant(job)
+                self.grants.take(job, now)
                 self._begin(job.session)
             self._deadlines.discard(job.key)
             del self._waiting[job.key]
@@ -194,7 +215,9 @@ class Engine:
 
     async def offered(self, roles: Collection[str]) -> None:
         """Returns when there may be something new for `claim`."""
-        await self._claims.news(roles, self._clock.monotonic())
+        # Whoever waits for capacity keeps its place in line for as long as workers ask.
+        with anyio.move_on_after(CLAIM_SECONDS / 2 if self.grants.has_offers else None):
+            await self._claims.news(roles, self._clock.monotonic())
 
     def unpark(self, session: ExecutionSession) -> None:
         """Queue again the job of a session that has left PAUSED without a slot; let it go where that has ended.
@@ -210,6 +233,32 @@ class Engine:
         else:
             self._enqueue(job)
 
+    def hold(self, group: str) -> None:
+        """Keep the jobs of a group that wait for their turn from getting it, those to come included, until `go_on`."""
+        if group in self._held:
+            return
+        self._held.add(group)
+        for job in [job for job in self._waiting.values() if job.group == group and job.key not in self._parked]:
+            self._queue.discard(job.key)
+            self._claims.discard(job)
+            self.grants.forget(job)
+            self._deadlines.discard(job.key)
+
+    def go_on(self, group: str) -> None:
+        """Take back a `hold`. They may wait for their turn as long as any other, from now on."""
+        if group not in self._held:
+            return
+        self._held.remove(group)
+        for job in [job for job in self._waiting.values() if job.group == group and job.key not in self._parked]:
+            if job.session.lifecycle.status is not S.PAUSED:
+                self._enqueue(job)
+
+    def coordinator(self, execution_id: str) -> Coordinator | None:
+        """That of the execution of a plan while it runs and has its board, or None."""
+        execution = self._plans.get(execution_id)
+        found = execution.job.coordinator if execution is not None else None
+        return found if found is not None and found.is_open else None
+
     def run_of(self, task_id: str) -> Run | None:
         """The active run of a task, or None."""
         return self._latest.get(task_id)
@@ -219,12 +268,21 @@ class Engine:
         return self._runs.get(run_id)
 
     def execution_of(self, session_id: str) -> RunningExecution | None:
-        """The execution of a session that has a slot or a worker, also while it is paused, or None."""
-        return self._slots.get(session_id) or self._elsewhere.get(session_id)
+        """The execution of a session that has a slot or a worker, or of a plan, also while it is paused, or None."""
+        return self._slots.get(session_id) or self._elsewhere.get(session_id) or self._plans.get(session_id)
+
+    def job(self, session_id: str) -> Job | None:
+        """That of a session which waits here or is at work, or None."""
+        execution = self.execution_of(session_id)
+        return execution.job if execution is not None else self._waiting.get(session_id)
+
+    def waits_for(self, session_id: str) -> str | None:
+        """The capacity that a session waits for, in words; None where it waits for none."""
+        return "; ".join(map(str, self.grants.shortages(session_id))) or None
 
     @property
     def queued(self) -> int:
-        return len(self._queue) + len(self._claims)
+        return len(self._queue) + len(self._claims) + len(self.grants)
 
     @property
     def active(self) -> int:
@@ -266,6 +324,8 @@ class Engine:
             self._wake.set()
 
     def _enqueue(self, job: Job) -> None:
+        if job.group is not None and job.group in self._held:
+            return
         life, now = job.session.lifecycle, self._clock.monotonic()
         not_before = None
         if life.not_before is not None:
@@ -275,11 +335,29 @@ class Engine:
             self._deadlines.put(job.key, job, priority=0, not_before=latest)
         # What has begun goes before what has not.
         priority = life.priority if life.status is S.PENDING else _BEGUN
-        if job.slotless:
+        if job.capacity and not self._can_be_given(job):
+            return
+        if job.place == "worker":
             self._claims.put(job, priority=priority, not_before=not_before)
+        elif job.capacity:
+            self.grants.ask(job, priority=priority, not_before=not_before)
         else:
             self._queue.put(job.key, job, priority=priority, not_before=not_before)
         self._wake.set()
+
+    def _can_be_given(self, job: Job) -> bool:
+        """False, and it fails, where the pools that there are now could never give it what it needs."""
+        try:
+            self.grants.check(job.capacity)
+        except InvalidInput as error:
+            fault = ExecutionError(error.message, code=error.code, recoverable=False)
+            try:
+                job.session.fail(fault)
+            except VesperaError:
+                _log.exception("The end of %s could not be recorded", job.key)
+            self._withdraw(job.key)
+            return False
+        return True
 
     def _withdraw(self, key: str) -> None:
         """Called from any thread when a token is cancelled."""
@@ -302,18 +380,29 @@ class Engine:
                 if job.session.lifecycle.status is not S.PAUSED or job.key in self._parked:
                     self._wait_no_longer(job)
                     self._leave(job, group)
-            while len(self._slots) < self._options.max_concurrent and (job := self._queue.pop(now)):
+            self.grants.settle(now)
+            while len(self._slots) < self._options.max_concurrent and (job := self._next(now)):
                 self._deadlines.discard(job.key)
                 if job.session.lifecycle.status is S.PAUSED:
                     continue  # until `unpark`
                 del self._waiting[job.key]
                 self._start(job)
-            times = [time for each in (self._queue, self._deadlines) if (time := each.next_time()) is not None]
+            self.grants.tell(now)
+            next_times = (self._queue.next_time(), self._deadlines.next_time(), self.grants.next_time(now))
+            times = [time for time in next_times if time is not None]
             if not times:
                 await self._wake.wait()
                 continue
             with anyio.move_on_after(max(0.0, min(times) - now)):
                 await self._wake.wait()
+
+    def _next(self, now: float) -> Job | None:
+        """Whose turn it is: the first of the queue, or of those whose capacity is free, which is given to it."""
+        able, queued = self.grants.first(now), self._queue.first(now)
+        if able is None or (queued is not None and _rank(queued) < _rank(able)):
+            return self._queue.pop(now)
+        self.grants.take(able[1], now)
+        return able[1]
 
     def _wait_no_longer(self, job: Job) -> None:
         try:
@@ -328,6 +417,7 @@ class Engine:
         self._parked.discard(job.key)
         self._queue.discard(job.key)
         self._claims.discard(job)
+        self.grants.forget(job)
         self._deadlines.discard(job.key)
         self._end_if_cancelling(job)
         group.start_soon(self._done, job)
@@ -345,14 +435,23 @@ class Engine:
         if (group := self._group) is None:
             return  # the owner goes; the next one finds it as it is
         execution = self._new_execution(job)
-        (self._elsewhere if job.slotless else self._slots)[job.key] = execution
+        self._place_of(job)[job.key] = execution
         group.start_soon(self._execute, job, execution, group)
+
+    def _place_of(self, job: Job) -> dict[str, RunningExecution]:
+        match job.place:
+            case "slot":
+                return self._slots
+            case "worker":
+                return self._elsewhere
+            case "coordinator":
+                return self._plans
 
     async def _execute(self, job: Job, execution: RunningExecution, group: TaskGroup) -> None:
         following = None
         try:
             status = job.session.lifecycle.status
-            if status in _STARTABLE or (job.slotless and not status.is_terminal):
+            if status in _STARTABLE or (job.place != "slot" and not status.is_terminal):
                 following = await self._attempt(job, execution, group)
             else:
                 self._end_if_cancelling(job)
@@ -360,7 +459,9 @@ class Engine:
         except Exception as fault:  # noqa: BLE001
             self._give_up(job, fault)
         finally:
-            (self._elsewhere if job.slotless else self._slots).pop(job.key, None)
+            self._place_of(job).pop(job.key, None)
+            self._held.discard(job.key)
+            self.grants.give_back(job)
             execution.concluded.set()
             self._wake.set()
         if following is None:
@@ -379,7 +480,7 @@ class Engine:
 
         Returns the job of the next attempt, where there is one, or `job` itself, which is parked.
         """
-        if not job.slotless:
+        if job.place == "slot" or job.session.lifecycle.status is S.PENDING:
             self._begin(job.session)
         await self._durable(job)
         try:
@@ -501,3 +602,9 @@ class Engine:
                 await self._log.sync()
             except VesperaError as fault:
                 _log.warning("A cancel goes on before it is on disk: %s", fault)
+
+
+def _rank(waiting: tuple[int, Job]) -> tuple[int, float]:
+    priority, job = waiting
+    since = job.session.lifecycle.queued_at
+    return -priority, since.timestamp() if since is not None else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
@@ -10,12 +10,33 @@ from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.transitions import AT_WORK
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sized
 
-    from vespera_exec.engine.processes import ProcessLauncher
     from vespera_exec.model.session import ExecutionSession
 
 S = ExecutionStatus
+
+
+class Stoppable(Protocol):
+    """What runs apart from the work in the loop: its processes, or the children of a plan."""
+
+    @property
+    def running(self) -> Sized:
+        """Empty where `pause` has stopped nothing, since there is nothing."""
+        ...
+
+    def check_stoppable(self) -> None:
+        """
+        Raises:
+            PauseUnsupported: this system cannot stop what runs.
+        """
+        ...
+
+    async def pause(self) -> None:
+        """Returns when all of it stands still. May be cancelled, and called again."""
+        ...
+
+    async def resume(self) -> None: ...
 
 
 class Gate:
@@ -57,7 +78,7 @@ class Pauses:
     """
 
     def __init__(
-        self, session: ExecutionSession, launcher: ProcessLauncher, on_disk: Callable[[], Awaitable[object]]
+        self, session: ExecutionSession, launcher: Stoppable, on_disk: Callable[[], Awaitable[object]]
     ) -> None:
         self.gate = Gate(self._turn)
         self._session = session

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import anyio
 
@@ -24,18 +24,22 @@ from vespera_exec.store.output import SecretMask
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
+    from datetime import datetime
     from pathlib import Path
 
     from anyio.abc import TaskGroup
 
+    from vespera_exec.engine.plans import Coordinator
+    from vespera_exec.model.capacity import CapacityRequirement
+    from vespera_exec.model.events import Json
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.model.task import Task
 
 CANCEL_SECONDS = 5.0
 """From the request to the terminal event, whatever the work does."""
 
-_PAUSED_LOOK_SECONDS = 1.0
-"""Between two looks at the clock of a paused execution, which stands."""
+_STANDING_LOOK_SECONDS = 1.0
+"""Between two looks at a clock that stands: of a paused execution, or of a plan that only waits."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,12 +71,28 @@ class Job:
     run: Callable[[Work], Awaitable[WorkResult]]
     policy: Policy = field(default_factory=Policy)
     caller: Caller = field(default_factory=Caller)
-    slotless: bool = False
-    """A worker elsewhere does it: it waits for a claim, not for a slot, and takes none."""
+    place: Literal["slot", "worker", "coordinator"] = "slot"
+    """Where its work is done: in a slot here; by a worker elsewhere, for whose claim it waits; or, as the coordinator
+    of a plan, in the loop at once. The last two take no slot."""
+    group: str | None = None
+    """The plan's execution, of a job that is a step of one."""
+    capacity: tuple[CapacityRequirement, ...] = ()
+    coordinator: Coordinator | None = None
+    """Of a job with that place: what `run` belongs to."""
 
     @property
     def key(self) -> str:
         return self.session.session_id
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """Where the work is to go on from, instead of where it stands. `checkpoint_at` None: from its beginning."""
+
+    checkpoint_id: str
+    checkpoint: Json
+    checkpoint_at: datetime | None
+    percentage: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +105,8 @@ class Outcome:
     timed_out: bool = False
     pause_wanted: str | None = None
     """Why it was to stand still, whether it came to that or not."""
+    put_back: PutBack | None = None
+    """Its work was ended so that it goes on from there."""
 
 
 class RunningExecution:
@@ -121,7 +143,9 @@ class RunningExecution:
             adopts_orphans=adopts_orphans,
             read_interval=read_interval,
         )
-        self._pauses = Pauses(job.session, self._launcher, on_disk)
+        self._pauses = Pauses(job.session, job.coordinator or self._launcher, on_disk)
+        if job.coordinator is not None and job.session.lifecycle.status is ExecutionStatus.PAUSED:
+            self._pauses.pause(job.session.lifecycle.status_message)  # it was, when its owner died
         self._keeping = False
         self._group: TaskGroup | None = None
         self._output: OutputSink | None = None
@@ -130,6 +154,7 @@ class RunningExecution:
         self._ended = False
         self._cancelled = False
         self._timed_out = False
+        self._put_back: PutBack | None = None
         self._closed = False
         self.concluded = anyio.Event()
         """Set when its end, or that it is parked, has been decided; or when its owner goes."""
@@ -148,6 +173,18 @@ class RunningExecution:
         """A pause is wanted and has not taken effect: the work has not come to a place where it stops."""
         return self._pauses.pending
 
+    @property
+    def pause_reason(self) -> str | None:
+        """Why it stands still, or is to; None where it is not to."""
+        return self._pauses.wanted
+
+    def check_stoppable(self) -> None:
+        """
+        Raises:
+            PauseUnsupported: this system cannot stop what runs.
+        """
+        self._launcher.check_stoppable()
+
     def pause(self, reason: str) -> bool:
         """Ask it to stand still; False when its work is over or is being ended. PAUSED says that it does.
 
@@ -165,6 +202,14 @@ class RunningExecution:
         self._news.set()
         return accepted
 
+    def put_back(self, place: PutBack) -> bool:
+        """End its work, not the execution, which then goes on from `place`; False when it is over, or being ended."""
+        if self.over:
+            return False
+        self._put_back = place
+        self._news.set()
+        return True
+
     async def settled(self) -> None:
         """Returns when it stands or goes on as was asked, is asked otherwise, or is over."""
         await self._pauses.settled()
@@ -178,7 +223,7 @@ class RunningExecution:
         """
         loop = asyncio.get_running_loop()
         requested = self.job.session.cancellation_token or CancellationToken()
-        if requested.is_cancelled and not self.job.slotless:
+        if requested.is_cancelled and self.job.place == "slot":
             self._pauses.close()
             return Outcome(error=CancellationException(requested.cancellation_reason))
         # The work's own token: a timeout cancels the work, but it is no request to cancel the execution.
@@ -213,7 +258,13 @@ class RunningExecution:
             if not self._ended:
                 self._scope.cancel()
         wanted = self._pauses.wanted
-        return replace(self._outcome, rung=self._rung, timed_out=self._timed_out, pause_wanted=wanted)
+        return replace(
+            self._outcome,
+            rung=self._rung,
+            timed_out=self._timed_out,
+            pause_wanted=wanted,
+            put_back=self._put_back,
+        )
 
     async def launch(self, spec: ProcessSpec) -> Process:
         """`Launcher`, which keeps what the processes write, before the runner sees it."""
@@ -233,7 +284,7 @@ class RunningExecution:
     @property
     def over(self) -> bool:
         """Its work has ended, or has to."""
-        return self._ended or self._cancelled or self._timed_out
+        return self._ended or self._cancelled or self._timed_out or self._put_back is not None
 
     def _work(self, token: CancellationToken) -> Work:
         record, life = self.job.task.record, self.job.session.lifecycle
@@ -257,7 +308,7 @@ class RunningExecution:
     async def _run_work(self, work: Work) -> None:
         try:
             with self._scope:
-                if not self.job.slotless:  # a worker has begun: it is to hear of it, and to stop by itself
+                if self.job.place == "slot":  # else others have begun: they are to hear of it, and to stop by themselves
                     await self._pauses.gate.passed()
                     work.token.throw_if_cancelled()
                 self._outcome = Outcome(result=await self.job.run(work))
@@ -300,8 +351,9 @@ class RunningExecution:
             if left <= 0:
                 self._timed_out = True
                 return
-            if self.job.session.status is ExecutionStatus.PAUSED:
-                left = max(left, _PAUSED_LOOK_SECONDS)
+            life = self.job.session.lifecycle
+            if life.status is ExecutionStatus.PAUSED or life.is_parked:
+                left = max(left, _STANDING_LOOK_SECONDS)
             with anyio.move_on_after(left):
                 await self._news.wait()
 
@@ -314,6 +366,8 @@ class RunningExecution:
             await self._before_ladder()
             if self._timed_out:
                 token.cancel(f"Timeout after {self.job.policy.timeout_seconds:g} seconds of work")
+            elif self._put_back is not None:
+                token.cancel(f"It goes back to checkpoint {self._put_back.checkpoint_id}")
             grace = self.job.policy.grace_seconds
             self._refuse_launches()
             self._rung = await self._launcher.cancel(grace) or "token"
@@ -321,7 +375,7 @@ class RunningExecution:
                 await self._until_ended()
             if not self._ended:
                 # What is done elsewhere cannot be ended from here: it is fenced off, which is all.
-                self._rung = "abandoned" if self.job.slotless else "scope"
+                self._rung = "abandoned" if self.job.place == "worker" else "scope"
                 self._scope.cancel()
                 await self._until_ended()
         if not self._ended:

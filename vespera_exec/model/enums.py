@@ -87,6 +87,16 @@ class StepStatus(StrEnum):
 _ENDED_STEPS = frozenset({StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED})
 
 
+class RecoveryAction(StrEnum):
+    """What a recovery strategy decides after a step has failed."""
+
+    RETRY = "retry"
+    SKIP = "skip"
+    FALLBACK = "fallback"
+    ABORT = "abort"
+    CHECKPOINT_RESTORE = "checkpoint_restore"
+
+
 class ExecutionPhase(StrEnum):
     INITIALIZATION = "initialization"
     VALIDATION = "validation"

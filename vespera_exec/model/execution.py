@@ -199,14 +199,18 @@ class EnhancedTaskExecution(TaskExecution):
             self._begun(session)
             return session
 
-    def enqueue_session(self, task_id: str, role_name: str | None = None, **queueing: Any) -> ExecutionSession:
+    def enqueue_session(
+        self, task_id: str, role_name: str | None = None, *, session_id: str | None = None, **queueing: Any
+    ) -> ExecutionSession:
         """A session that waits for its turn (PENDING); `queueing` as in `ExecutionSession.enqueue`.
+
+        `session_id` is one that was made with `new_id` before; None makes one.
 
         Raises:
             AlreadyExecuting: one is waiting or running.
         """
         with self._ledger:
-            session = self._new_session(task_id, role_name)
+            session = self._new_session(task_id, role_name, session_id)
             session.enqueue(**queueing)
             self._begun(session)
             return session
@@ -351,7 +355,7 @@ class EnhancedTaskExecution(TaskExecution):
 
     # inside
 
-    def _new_session(self, task_id: str, role_name: str | None) -> ExecutionSession:
+    def _new_session(self, task_id: str, role_name: str | None, session_id: str | None = None) -> ExecutionSession:
         if self.current_session is not None:
             raise AlreadyExecuting(task_id, self.current_session.session_id)
         if self._on_begin is not None:
@@ -363,6 +367,7 @@ class EnhancedTaskExecution(TaskExecution):
                 self._record, replace(self.record, task_id=task_id)
             )  # alone, it takes the name it is given
         return ExecutionSession(
+            session_id,
             task_id=task_id,
             role_name=role_name or self.record.assigned_role,
             ledger=self._ledger,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vespera_exec.model import capacity
+from vespera_exec.model.capacity import CapacityUse
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
 from vespera_exec.model.inputs import Answer, Question, folded, questions
@@ -60,12 +62,16 @@ class Lifecycle:
     recovery_attempts: int = 0
     checkpoint: Json = None
     checkpoint_at: datetime | None = None
+    restored_from: str | None = None
+    """The place in a log, its own or an ended one's, that it began or was last put back to."""
     claims: int = 0
     """How often a worker has claimed it."""
     lease: Lease | None = None
     """Of the worker that does it; one that has ended keeps the last."""
     inputs: tuple[Question, ...] = ()
     """All questions of the run so far, open and answered, in order."""
+    capacity: tuple[CapacityUse, ...] = ()
+    """What it holds and held, in the order in which it was given."""
     outcome: Mapping[str, Json] = field(default_factory=dict[str, Json])
     sequence: int = 0
 
@@ -84,6 +90,11 @@ class Lifecycle:
     def answers(self) -> dict[str, Answer]:
         """What was answered in this run so far, by key."""
         return {each.key: each.answer for each in self.inputs if each.answer is not None}
+
+    @property
+    def held_capacity(self) -> tuple[CapacityUse, ...]:
+        """What it holds now."""
+        return tuple(each for each in self.capacity if each.ended_at is None) if self.capacity else ()
 
     @property
     def is_parked(self) -> bool:
@@ -120,12 +131,15 @@ class Lifecycle:
                 return _copy(
                     self,
                     checkpoint=event.details["state"],
-                    checkpoint_at=event.timestamp,
+                    checkpoint_at=_checkpointed(event),
+                    restored_from=event.details.get("restored_from", self.restored_from),
                     sequence=event.sequence,
                 )
             case EventType.APPROVAL_REQUESTED | EventType.APPROVAL_APPROVED | EventType.APPROVAL_REJECTED:
                 inputs = folded(self.inputs, event)
                 return self if inputs is self.inputs else _copy(self, inputs=inputs, sequence=event.sequence)
+            case EventType.RESOURCE_ALLOCATED | EventType.RESOURCE_RELEASED if event.step_id is None:
+                return _copy(self, capacity=capacity.folded(self.capacity, event), sequence=event.sequence)
             case _:
                 return self
 
@@ -193,6 +207,7 @@ class Lifecycle:
             "generation": made.get("generation", 1),
             "checkpoint": made.get("checkpoint"),
             "checkpoint_at": stamp(made["checkpoint_at"]) if made.get("checkpoint_at") else None,
+            "restored_from": made.get("restored_from"),
             "inputs": questions(made.get("inputs") or ()),
         }
 
@@ -228,9 +243,11 @@ class Lifecycle:
             "recovery_attempts": self.recovery_attempts,
             "checkpoint": self.checkpoint,
             "checkpoint_at": iso(self.checkpoint_at),
+            "restored_from": self.restored_from,
             "claims": self.claims,
             "lease": self.lease.to_dict() if self.lease else None,
             "inputs": [each.to_dict() for each in self.inputs],
+            "capacity": [each.to_dict() for each in self.capacity],
             "outcome": dict(self.outcome),
             "sequence": self.sequence,
         }
@@ -253,6 +270,7 @@ _READERS: Readers = {
     "current_phase": ExecutionPhase,
     "phases": _phases,
     "inputs": questions,
+    "capacity": capacity.uses_of,
     "lease": Lease.from_dict,
     **dict.fromkeys(
         (
@@ -269,6 +287,14 @@ _READERS: Readers = {
         stamp,
     ),
 }
+
+
+def _checkpointed(event: ExecutionEvent) -> datetime | None:
+    """When the work made the checkpoint of the event: earlier, where it was put back to it; None where to none."""
+    if "at" not in event.details:
+        return event.timestamp
+    at = event.details["at"]
+    return stamp(at) if at else None
 
 
 def _required(value: _T | None) -> _T:

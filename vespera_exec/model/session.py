@@ -11,6 +11,7 @@ from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
 from vespera_exec.model.events import Json, new_id
 from vespera_exec.model.faults import fault, fault_of
+from vespera_exec.model.holding import HoldingLog
 from vespera_exec.model.inputs import MAX_QUESTIONS
 from vespera_exec.model.jsonable import details_of
 from vespera_exec.model.leases import Lease, digest_of, new_key
@@ -19,7 +20,6 @@ from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.stays import PARKED
 from vespera_exec.model.stopwatch import Stopwatch, unread_seconds
-from vespera_exec.model.work_log import WorkLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ S = ExecutionStatus
 _log = logging.getLogger(__name__)
 
 
-class ExecutionSession(WorkLog):
+class ExecutionSession(HoldingLog):
     """One attempt at a task, in memory or in an engine.
 
     `execution_id` is `session_id`. Thread-safe. Every public method either changes the state and records
@@ -152,12 +152,14 @@ class ExecutionSession(WorkLog):
         checkpoint: Json = None,
         checkpoint_at: datetime | None = None,
         inputs: Sequence[Question] = (),
+        restored_from: str | None = None,
         message: str = "Queued",
     ) -> None:
         """IDLE to PENDING: accepted, and waiting for its turn.
 
         `checkpoint` is of an earlier attempt, `checkpoint_at` when that recorded it; without the latter there is none.
-        `inputs` are what earlier attempts have asked; what was answered is not asked again.
+        `inputs` are what earlier attempts have asked; what was answered is not asked again. `restored_from` is the
+        checkpoint of an execution that has ended, from which this one begins.
         """
         made: dict[str, Json] = {"attempt": attempt, "parent": parent_execution_id, "priority": priority}
         made |= {"run_id": run_id or self.session_id, "owner": owner}
@@ -166,6 +168,8 @@ class ExecutionSession(WorkLog):
             made |= {"checkpoint": checkpoint, "checkpoint_at": checkpoint_at.isoformat()}
         if answered := [each.to_dict() for each in inputs if each.answer is not None]:
             made["inputs"] = answered
+        if restored_from is not None:
+            made["restored_from"] = restored_from
         self._transition(S.PENDING, message, made=made)
 
     def update_status(self, new_status: ExecutionStatus, message: str = "") -> bool:
@@ -205,7 +209,14 @@ class ExecutionSession(WorkLog):
         with self._ledger:
             self.enter_phase(self.current_phase or ExecutionPhase.INITIALIZATION)
             self.phases.exit(reason, outcome=PARKED)
+            self.release_capacity("Nothing of it runs")
             self.pause(reason, details=details)
+
+    def stand_by(self, reason: str) -> None:
+        """Leave its phase, since all that it does is to wait. The clock of its work stands until the next phase."""
+        with self._ledger:
+            if self.phases.exit(reason, outcome=PARKED):
+                self._ledger.put(self._watch, Stopwatch(queued=self._ledger.clock.monotonic()))
 
     def ask(self, questions: Sequence[Question]) -> tuple[Question, ...]:
         """Record what was not asked before, and park until the last of them is answered; those that are open.
@@ -270,6 +281,7 @@ class ExecutionSession(WorkLog):
         with self._ledger:
             if self._life.value.recovery_attempts >= self.max_recovery_attempts:
                 raise InvalidTransitionError(self.status.value, S.RECOVERING.value, (S.FAILED.value,))
+            self.release_capacity(reason)
             return self._transition(S.RECOVERING, reason, details=details)
 
     def complete(
@@ -403,6 +415,8 @@ class ExecutionSession(WorkLog):
             if old is new:
                 return False
             transitions.check(old, new, life.paused_from)
+            if new.is_terminal and self.release_capacity("It has ended"):
+                life = self._life.value
             now = self._ledger.clock.monotonic()
             noted = details_of(details)
             if clock := self._watch.value.reading(life, now, leaves_phase=new.is_terminal):

@@ -48,6 +48,8 @@ class StepState:
     not_before: datetime | None = None
     error: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
     """`{"code", "message"}` of the last failure, also of one that was followed by another run."""
+    failures: int = 0
+    """Its last runs in a row that failed with the code of `error`; a success sets it back."""
     reason: str = ""
     """Why it was skipped or cancelled."""
     continues: bool = False
@@ -61,6 +63,10 @@ class StepState:
     def lets_on(self) -> bool:
         """What depends on it may begin."""
         return self.status is StepStatus.COMPLETED or (self.continues and self.status.is_terminal)
+
+    def failures_with(self, code: str) -> int:
+        """What `failures` will be when it fails with `code` now."""
+        return self.failures + 1 if self.error.get("code") == code else 1
 
     def evolve(self, event: ExecutionEvent) -> StepState:
         """The state after `event`, which is about this step."""
@@ -103,6 +109,7 @@ class StepState:
                     message=event.message,
                     waiting_for=None,
                     error={},
+                    failures=0,
                 )
             case EventType.STEP_FAILED:
                 return self._failed(event, base)
@@ -129,6 +136,7 @@ class StepState:
         common: dict[str, Any] = base | {
             "session_id": told.get("session_id"),
             "error": told["error"],
+            "failures": self.failures_with(told["error"].get("code", "")),
             "message": event.message,
             "recoveries": told.get("recoveries", self.recoveries),
             "waiting_for": None,
@@ -169,6 +177,7 @@ class StepState:
             "waiting_for": self.waiting_for,
             "not_before": iso(self.not_before),
             "error": dict(self.error),
+            "failures": self.failures,
             "reason": self.reason,
             "continues": self.continues,
             "result_of": self.result_of,

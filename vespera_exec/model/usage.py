@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 class Usage:
     """Not thread-safe; its session guards it."""
 
-    __slots__ = ("_limit", "_peaks", "_samples")
+    __slots__ = ("_counts", "_limit", "_means", "_peaks", "_samples")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._samples: dict[ResourceType, deque[tuple[datetime, float]]] = {}
         self._peaks: dict[ResourceType, float] = {}
+        self._means: dict[ResourceType, float] = {}
+        self._counts: dict[ResourceType, int] = {}
 
     def add(self, kind: ResourceType, value: float, at: datetime) -> None:
         """
@@ -38,12 +40,19 @@ class Usage:
             samples = self._samples[kind] = deque(maxlen=self._limit)
         samples.append((at, value))
         self._peaks[kind] = max(value, self._peaks.get(kind, value))
+        count = self._counts[kind] = self._counts.get(kind, 0) + 1
+        mean = self._means.get(kind, 0.0)
+        self._means[kind] = mean + (value - mean) / count
 
     def samples(self) -> dict[ResourceType, list[tuple[datetime, float]]]:
         return {kind: list(samples) for kind, samples in self._samples.items()}
 
     def peaks(self) -> dict[ResourceType, float]:
         return dict(self._peaks)
+
+    def means(self) -> dict[ResourceType, float]:
+        """Over all samples, also those that are kept no more."""
+        return dict(self._means)
 
     def shown(self) -> dict[str, Json]:
         """`{type: {"current", "peak", "unit"}}`; `current` is None where no samples are kept."""

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from vespera_exec.errors import InvalidInput, InvalidProgress, InvalidTransitionError
 from vespera_exec.model.enums import EventType, ExecutionPhase, MessageLevel, ProgressType
+from vespera_exec.model.events import new_id
 from vespera_exec.model.jsonable import details_of, exact_json
+from vespera_exec.model.ledger import CheckpointRecord
 from vespera_exec.model.progress import ProgressReport
 from vespera_exec.model.reporting import accepted, check_metric, computed
+from vespera_exec.model.rows import iso
 from vespera_exec.model.stopwatch import Stopwatch
 from vespera_exec.model.view import SessionView
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from vespera_exec.model.enums import ExecutionStatus
     from vespera_exec.model.events import ExecutionEvent, Json
@@ -32,6 +36,9 @@ _FOLDED = frozenset(
         EventType.CHECKPOINT_CREATED,
         EventType.LEASE_GRANTED,
         EventType.LEASE_ENDED,
+        EventType.RESOURCE_WAITING,
+        EventType.RESOURCE_ALLOCATED,
+        EventType.RESOURCE_RELEASED,
         EventType.APPROVAL_REQUESTED,
         EventType.APPROVAL_APPROVED,
         EventType.APPROVAL_REJECTED,
@@ -133,6 +140,48 @@ class WorkLog(SessionView):
             self._refuse_after_the_end("checkpoint")
             self._record(EventType.CHECKPOINT_CREATED, message=message, details={"state": kept})
 
+    def mark_checkpoint(
+        self,
+        kind: str,
+        *,
+        metadata: Mapping[str, Json] | None = None,
+        step: str | None = None,
+        completed_steps: int | None = None,
+    ) -> CheckpointRecord:
+        """Mark this place in the log as one to go back to: all that was recorded before it, and nothing after.
+
+        `kind` is "call", "interval" or "step". `step` and `completed_steps` are kept with the metadata.
+
+        Raises:
+            InvalidTransitionError: the execution has ended.
+        """
+        noted: dict[str, Json] = {"step": step, "completed_steps": completed_steps}
+        noted = {name: value for name, value in noted.items() if value is not None}
+        details: dict[str, Json] = {"checkpoint_id": new_id(), "kind": kind, **noted}
+        with self._ledger:
+            event = self.record_fact(EventType.CHECKPOINT_CREATED, (), step_id=step, details=details)
+            record = CheckpointRecord(
+                checkpoint_id=details["checkpoint_id"],
+                execution_id=self._life.value.execution_id,
+                sequence=event.sequence,
+                kind=kind,
+                created_at=event.timestamp,
+                metadata={**details_of(metadata), **noted},
+            )
+            self._ledger.keep(record)
+            return record
+
+    def put_checkpoint_back(self, state: Json, at: datetime | None, *, checkpoint_id: str) -> None:
+        """Keep an earlier state of the work, recorded at `at`, as the last one; `at` None: as if there were none.
+
+        Raises:
+            InvalidTransitionError: the execution has ended.
+        """
+        with self._ledger:
+            self._refuse_after_the_end("checkpoint")
+            details: dict[str, Json] = {"state": state, "at": iso(at), "restored_from": checkpoint_id}
+            self._record(EventType.CHECKPOINT_CREATED, message=f"Back to checkpoint {checkpoint_id}", details=details)
+
     def note(self, level: MessageLevel, message: str, details: Mapping[str, Json] | None = None) -> None:
         """Add an `info`, `warning` or `error` to the log; it changes no state.
 
@@ -180,11 +229,14 @@ class WorkLog(SessionView):
         event_type: EventType,
         parts: tuple[Part[Any], ...],
         *,
+        step_id: str | None = None,
         message: str = "",
         details: dict[str, Json] | None = None,
         level: MessageLevel | None = None,
     ) -> ExecutionEvent:
         """Record a fact about this execution that is folded into `parts` too: how the board of a plan changes.
+
+        `step_id` names the step of its plan that it is about.
 
         Raises:
             InvalidTransitionError: the execution has ended, and its log with it.
@@ -197,6 +249,7 @@ class WorkLog(SessionView):
                 (*self._parts, *parts),
                 task_id=life.task_id,
                 execution_id=life.execution_id,
+                step_id=step_id,
                 message=message,
                 phase=life.current_phase,
                 details=details,

@@ -17,6 +17,7 @@ from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
 from vespera_exec.model.replay import replayed, replayed_task
+from vespera_exec.model.steps import PlanState, StepState
 from vespera_exec.store import database as files
 from vespera_exec.store.encoding import UNREADABLE, micros
 
@@ -185,7 +186,11 @@ def _numbers(connection: sqlite3.Connection) -> Finding:
     nameless = connection.execute(
         "SELECT id FROM executions WHERE task NOT IN (SELECT id FROM tasks) OR id NOT IN (SELECT id FROM streams) "
         "UNION SELECT id FROM results WHERE id NOT IN (SELECT id FROM executions) "
-        "UNION SELECT id FROM progress WHERE id NOT IN (SELECT id FROM executions) LIMIT 100"
+        "UNION SELECT id FROM progress WHERE id NOT IN (SELECT id FROM executions) "
+        "UNION SELECT id FROM plan_states WHERE id NOT IN (SELECT id FROM executions) "
+        "UNION SELECT execution FROM step_cache WHERE execution NOT IN (SELECT id FROM executions) "
+        "UNION SELECT execution FROM steps WHERE execution NOT IN (SELECT id FROM plan_states) "
+        "AND execution NOT IN (SELECT stream FROM removals) LIMIT 100"
     )
     faults += [f"row {number} belongs to nothing" for (number,) in nameless]
     return _finding_of(faults, "no event is missing", "the order of events:")
@@ -196,7 +201,11 @@ def _executions(connection: sqlite3.Connection) -> Finding:
         "SELECT e.id, s.name, e.doc, p.doc, e.status, e.ended, p.percentage "
         "FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
     )
-    return _folded(connection, rows, _execution_fits, "executions")
+
+    def fits(name: str, events: list[ExecutionEvent], row: tuple[Any, ...]) -> bool:
+        return _execution_fits(name, events, row) and _plan_fits(connection, name, events)
+
+    return _folded(connection, rows, fits, "executions")
 
 
 def _execution_fits(name: str, events: list[ExecutionEvent], row: tuple[Any, ...]) -> bool:
@@ -209,17 +218,42 @@ def _execution_fits(name: str, events: list[ExecutionEvent], row: tuple[Any, ...
     )
 
 
+def _plan_fits(connection: sqlite3.Connection, name: str, events: list[ExecutionEvent]) -> bool:
+    """The rows of its plan and of each step; of what has no plan there are none."""
+    rows = connection.execute("SELECT doc FROM plan_states WHERE id = (SELECT id FROM streams WHERE name = ?)", (name,))
+    if (found := rows.fetchone()) is None:
+        return True
+    steps = connection.execute(
+        "SELECT position, step, status, doc FROM steps WHERE execution = (SELECT id FROM streams WHERE name = ?)",
+        (name,),
+    ).fetchall()
+    states = {
+        step: StepState(execution_id=name, step_id=step, position=position) for position, step, _status, _doc in steps
+    }
+    plan = PlanState(execution_id=name)
+    for event in events:
+        plan = plan.evolve(event)
+        if (state := states.get(event.step_id or "")) is not None:
+            states[state.step_id] = state.evolve(event)
+    return PlanState.from_dict(orjson.loads(found[0])) == plan and all(
+        (StepState.from_dict(orjson.loads(doc)), status) == (states[step], states[step].status.value)
+        for _position, step, status, doc in steps
+    )
+
+
 def _tasks(connection: sqlite3.Connection) -> Finding:
     rows = connection.execute(
-        "SELECT t.id, s.name, t.doc, t.status, t.title FROM tasks t JOIN streams s ON s.id = t.id"
+        "SELECT t.id, s.name, t.doc, t.status, t.title, t.step, p.name FROM tasks t JOIN streams s ON s.id = t.id "
+        "LEFT JOIN streams p ON p.id = t.parent"
     )
     return _folded(connection, rows, _task_fits, "tasks")
 
 
 def _task_fits(name: str, events: list[ExecutionEvent], row: tuple[Any, ...]) -> bool:
-    doc, status, title = row
+    doc, *columns = row
     record = replayed_task(events, name)
-    return TaskRecord.from_dict(orjson.loads(doc)) == record and (status, title) == (record.status.value, record.title)
+    folded = [record.status.value, record.title, record.step_id, record.parent_execution_id]
+    return TaskRecord.from_dict(orjson.loads(doc)) == record and columns == folded
 
 
 def _folded(

@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import zlib
-from collections import deque
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import aiosqlite
-import anyio
 import orjson
 
-from vespera_exec.errors import InvalidInput, StoreDamaged
+from vespera_exec.errors import InvalidInput
 from vespera_exec.model.enums import ExecutionStatus, TaskStatus
 from vespera_exec.model.inputs import Question
-from vespera_exec.model.jsonable import clean_text
 from vespera_exec.model.ledger import IdempotencyRecord, ResultRecord
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
-from vespera_exec.store import database
-from vespera_exec.store.encoding import UNREADABLE, micros, moment_of, with_cursor
-from vespera_exec.store.feed import StoredEvent
+from vespera_exec.store.encoding import micros, moment_of
+from vespera_exec.store.plan_queries import PlanQueries
+from vespera_exec.store.reading import EVENTS, Page, Where, go_on, one_of, token_of
 from vespera_exec.store.writer import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Generator, Iterable, Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
-    from pathlib import Path
+
+    from vespera_exec.store.feed import StoredEvent
 
 PREFIX_LENGTH = 6
 """The shortest beginning of an id that stands for it."""
-_CONNECTIONS = 2
 _TEXT_LIMIT = 200
-_INT_LIMIT = 2**63
-_T = TypeVar("_T")
 
 TaskSort = Literal["updated", "created", "priority"]
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[_T]):
-    """Part of a list. `next_token` leads to the next part, None from the last; `total` counts the whole."""
-
-    items: list[_T]
-    next_token: str | None
-    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +72,9 @@ class OpenInput:
     role: str | None
     run_id: str
     execution_id: str
+    parent_task_id: str | None = None
+    """Of a step: the plan's task, and the step's id there."""
+    step_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,51 +110,8 @@ class TaskStatistics:
     p99_seconds: float | None = None
 
 
-@dataclass(slots=True)
-class _Where:
-    """Conditions that hold together, with their values."""
-
-    conditions: list[str] = field(default_factory=list[str])
-    values: list[Any] = field(default_factory=list[Any])
-
-    def add(self, condition: str, *values: Any) -> None:
-        self.conditions.append(condition)
-        self.values.extend(values)
-
-    def __str__(self) -> str:
-        return f"WHERE {' AND '.join(self.conditions)}" if self.conditions else ""
-
-
-class Queries:
-    """Reads what is committed. A cancelled question harms nobody: its connection ends it by itself."""
-
-    def __init__(self, path: Path, connections: Sequence[aiosqlite.Connection]) -> None:
-        # A client may see it in a message, and needs not know where it lies.
-        self._name = path.name
-        self._free = deque(connections)
-        self._turn = anyio.Semaphore(len(connections))
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, path: Path, *, connections: int = _CONNECTIONS) -> AsyncGenerator[Self]:
-        """Connections of its own to a database that a journal has opened.
-
-        Raises:
-            StoreUnavailable, StoreDamaged: it cannot be read.
-        """
-        opened: list[aiosqlite.Connection] = []
-        try:
-            for _ in range(connections):
-                connection = aiosqlite.Connection(lambda: database.open_for_reading(path), iter_chunk_size=64)
-                try:
-                    opened.append(await connection)
-                except database.FAULTS as fault:
-                    raise database.named(fault, path) from fault
-            yield cls(path, opened)
-        finally:
-            with anyio.CancelScope(shield=True):  # an open connection would keep the interpreter from ending
-                for connection in opened:
-                    await connection.close()
+class Queries(PlanQueries):
+    """All that is asked of the database."""
 
     # one thing
 
@@ -290,20 +231,26 @@ class Queries:
         principal: str | None = None,
         text: str | None = None,
         since: datetime | None = None,
+        parent: str | None = None,
         sort: TaskSort = "updated",
         limit: int = 50,
         page_token: str | None = None,
     ) -> Page[TaskRow]:
         """Tasks, highest of `sort` first. `text` is sought in titles and descriptions, `since` is of the last change.
 
-        An `ExecutionStatus` is that of the execution that the row shows.
+        An `ExecutionStatus` is that of the execution that the row shows. `parent` is an execution of a plan: the
+        tasks of its steps, which stand in no other list.
 
         Raises:
             InvalidInput: `text` has more than 200 characters; `page_token` is none of ours, or of another order.
         """
         if text and len(text) > _TEXT_LIMIT:
             raise InvalidInput(f"the text to search for has {len(text):,} characters; at most {_TEXT_LIMIT}")
-        where = _Where()
+        where = Where()
+        if parent is None:
+            where.add("t.parent IS NULL")
+        else:
+            where.add("t.parent = (SELECT id FROM streams WHERE name = ?)", parent)
         of_status = "e.status" if isinstance(status, ExecutionStatus) else "t.status"
         for column, value in ((of_status, status), ("t.role", role), ("t.principal", principal)):
             if value is not None:
@@ -319,8 +266,8 @@ class Queries:
             where.add("t.updated >= ?", micros(since))
         shown = " LEFT JOIN executions e ON e.id = t.shown"
         total = await self._count("tasks t" + (shown if of_status == "e.status" else ""), where)
-        key = f"t.{_one_of(sort, ('updated', 'created', 'priority'))}"
-        _go_on(where, key, "t.id", f"tasks:{sort}", page_token)
+        key = f"t.{one_of(sort, ('updated', 'created', 'priority'))}"
+        go_on(where, key, "t.id", f"tasks:{sort}", page_token)
         rows = await self._rows(
             f"SELECT {key}, t.id, t.doc, s.name, e.status, p.percentage FROM tasks t{shown} "
             "LEFT JOIN streams s ON s.id = e.id "
@@ -337,11 +284,11 @@ class Queries:
                 )
                 for _, _, doc, execution_id, execution_status, percentage in rows[:limit]
             ]
-        return Page(items, _token(rows, limit, f"tasks:{sort}"), total)
+        return Page(items, token_of(rows, limit, f"tasks:{sort}"), total)
 
     async def open_inputs(self, *, principal: str | None = None, limit: int = 50) -> tuple[list[OpenInput], int]:
         """Questions that wait for an answer, oldest first, and how many there are in all; of `principal`'s tasks."""
-        where = _Where()
+        where = Where()
         if principal is not None:
             where.add("t.principal = ?", principal)
         total = await self._count("input_requests i JOIN tasks t ON t.id = i.task", where)
@@ -368,7 +315,7 @@ class Queries:
 
     async def durations(self, *, role: str | None = None, task_id: str | None = None, limit: int = 50) -> list[float]:
         """Seconds at work of the last `limit` executions that completed, newest first."""
-        where = _Where()
+        where = Where()
         where.add("status = 'completed'")
         if role is not None:
             where.add("role = ?", role)
@@ -425,13 +372,13 @@ class Queries:
         Raises:
             StoreDamaged: an event does not match its checksum.
         """
-        where = _Where()
+        where = Where()
         where.add("cursor > ?", after)
         _of(where, task_id, execution_id)
         if types is not None:
             where.add(f"type IN ({', '.join('?' * len(types))})", *map(str, types))
         rows = await self._rows(
-            f"{_EVENTS} WHERE e.cursor IN (SELECT cursor FROM events {where} ORDER BY cursor LIMIT ?) "
+            f"{EVENTS} WHERE e.cursor IN (SELECT cursor FROM events {where} ORDER BY cursor LIMIT ?) "
             "ORDER BY e.cursor",
             *where.values, limit,
         )  # fmt: skip
@@ -441,10 +388,10 @@ class Queries:
         self, *, task_id: str | None = None, execution_id: str | None = None, limit: int = 10
     ) -> list[StoredEvent]:
         """The last `limit` events, oldest first."""
-        where = _Where()
+        where = Where()
         _of(where, task_id, execution_id)
         rows = await self._rows(
-            f"{_EVENTS} WHERE e.cursor IN (SELECT cursor FROM events {where} ORDER BY cursor DESC LIMIT ?) "
+            f"{EVENTS} WHERE e.cursor IN (SELECT cursor FROM events {where} ORDER BY cursor DESC LIMIT ?) "
             "ORDER BY e.cursor",
             *where.values, limit,
         )  # fmt: skip
@@ -457,48 +404,6 @@ class Queries:
         """
         rows = await self._rows(_REMOVED_BEFORE, task_id, after)
         return rows[0][0] + 1 if rows else None
-
-    # inside
-
-    def _stored(self, rows: Iterable[tuple[Any, ...]]) -> list[StoredEvent]:
-        events: list[StoredEvent] = []
-        for cursor, sequence, kind, checksum, body, name, task in rows:
-            if not isinstance(body, bytes) or zlib.crc32(body) != checksum:
-                raise StoreDamaged(f"event {cursor} in {self._name} does not match its checksum")
-            execution_id = name if name != task else None
-            events.append(StoredEvent(cursor, kind, task, execution_id, sequence, with_cursor(body, cursor)))
-        return events
-
-    @contextmanager
-    def _decoding(self) -> Generator[None]:
-        """
-        Raises:
-            StoreDamaged: what was read is not what anybody wrote.
-        """
-        try:
-            yield
-        except UNREADABLE as fault:
-            raise StoreDamaged(f"a row in {self._name} cannot be read: {fault!r:.80}") from fault
-
-    async def _count(self, table: str, where: _Where) -> int:
-        rows = await self._rows(f"SELECT count(*) FROM {table} {where}", *where.values)
-        return rows[0][0]
-
-    async def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """One statement on a connection that nobody else uses meanwhile.
-
-        Raises:
-            StoreUnavailable, StoreDamaged: it cannot be read.
-        """
-        values = tuple(clean_text(value) if isinstance(value, str) else value for value in values)
-        async with self._turn:
-            connection = self._free.popleft()
-            try:
-                return list(await connection.execute_fetchall(sql, values))  # pyright: ignore[reportArgumentType, reportReturnType]
-            except database.FAULTS as fault:
-                raise database.named(fault, self._name) from fault
-            finally:
-                self._free.append(connection)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:
@@ -528,7 +433,8 @@ _RUN = (
     "WHERE e.run = ? ORDER BY e.attempt DESC LIMIT 1"
 )
 _OPEN_INPUTS = (
-    "SELECT i.key, i.kind, i.message, i.schema, i.asked, k.name, t.title, e.role, e.run, s.name "
+    "SELECT i.key, i.kind, i.message, i.schema, i.asked, k.name, t.title, e.role, e.run, s.name, "
+    "(SELECT k.name FROM streams p JOIN streams k ON k.id = p.task WHERE p.id = t.parent), t.step "
     "FROM input_requests i JOIN tasks t ON t.id = i.task JOIN streams k ON k.id = i.task "
     "JOIN executions e ON e.id = i.execution JOIN streams s ON s.id = i.execution"
 )
@@ -544,10 +450,6 @@ _UNFINISHED = (
     "LEFT JOIN streams first ON first.name = e.run LEFT JOIN requests r ON r.id = first.id "
     "WHERE e.ended = 0 ORDER BY e.id"
 )
-_EVENTS = (
-    "SELECT e.cursor, e.sequence, e.type, e.checksum, e.body, s.name, t.name "
-    "FROM events e JOIN streams s ON s.id = e.stream JOIN streams t ON t.id = s.task"
-)
 
 
 def _execution(row: Sequence[Any]) -> tuple[Lifecycle, Progress]:
@@ -558,36 +460,8 @@ def _execution(row: Sequence[Any]) -> tuple[Lifecycle, Progress]:
     )
 
 
-def _of(where: _Where, task_id: str | None, execution_id: str | None) -> None:
+def _of(where: Where, task_id: str | None, execution_id: str | None) -> None:
     if execution_id is not None:
         where.add("stream = (SELECT id FROM streams WHERE name = ?)", execution_id)
     elif task_id is not None:
         where.add("stream IN (SELECT id FROM streams WHERE task = (SELECT id FROM streams WHERE name = ?))", task_id)
-
-
-def _one_of(name: str, known: Sequence[str]) -> str:
-    if name not in known:
-        raise InvalidInput(f"cannot sort by {name!r}", hint=f"one of {', '.join(known)}")
-    return name
-
-
-def _go_on(where: _Where, key: str, row_id: str, order: str, token: str | None) -> None:
-    """Only what comes after the page that ended with `token`."""
-    if token is None:
-        return
-    try:
-        given, value, last = orjson.loads(base64.urlsafe_b64decode(token.encode()))
-    except (ValueError, TypeError, binascii.Error):
-        raise InvalidInput("the page token is none of ours", hint="start again without it") from None
-    if given != order or not isinstance(value, int) or not isinstance(last, int):
-        raise InvalidInput("the page token belongs to another list", hint="start again without it")
-    if not (abs(value) < _INT_LIMIT and abs(last) < _INT_LIMIT):
-        raise InvalidInput("the page token is none of ours", hint="start again without it")
-    where.add(f"({key}, {row_id}) < (?, ?)", value, last)
-
-
-def _token(rows: Sequence[Sequence[Any]], limit: int, order: str) -> str | None:
-    if len(rows) <= limit:
-        return None
-    value, row_id = rows[limit - 1][:2]
-    return base64.urlsafe_b64encode(orjson.dumps([order, value, row_id])).decode()

@@ -5,8 +5,12 @@ A task goes with its last run, whatever its status; one that was changed since, 
 lives on, the run that it shows stays too. The newest event of all stays,
 so that the global cursor never runs backwards.
 
-What is removed is first hidden, in one transaction that notes its streams in `removals`; then its parts go. A
-kill in between leaves the note, and the next call goes on from there.
+The tasks of a plan's steps go with the run of the plan that made them, never by themselves, and its checkpoints
+with it. A run of a plan stays while one that is unfinished has taken the result of one of its steps.
+
+What is removed is first hidden, in one transaction that notes its streams in `removals`; then the tasks of its
+steps are hidden likewise, and then all parts go. A kill in between leaves the note, and the next call goes on from
+there.
 """
 
 from __future__ import annotations
@@ -32,8 +36,10 @@ if TYPE_CHECKING:
 
 _UNITS = 32
 """Tasks or runs that are hidden in one transaction."""
+_CHILDREN = 256
+"""Tasks of steps that are hidden in one transaction."""
 _ROWS = 1500
-"""Events or samples that are deleted in one transaction."""
+"""Events, samples, steps or checkpoints that are deleted in one transaction."""
 _PAGES = 64
 _PAUSE_SECONDS = 0.01
 
@@ -72,7 +78,13 @@ async def remove_ended(path: Path, journal: Journal, outputs: OutputFiles, *, be
 
 
 async def _finish(journal: Journal, outputs: OutputFiles, report: RetentionReport) -> None:
-    """Let go of all that is hidden."""
+    """Let go of all that is hidden, and of what belongs to it."""
+    hidden = True
+    while hidden:
+        tasks, executions, hidden = await journal.perform(_hide_children)
+        report.tasks += tasks
+        report.executions += executions
+        await anyio.sleep(_PAUSE_SECONDS if hidden else 0)
     if executions := await journal.perform(_hidden_executions):
         await anyio.to_thread.run_sync(outputs.remove, executions)
     left = True
@@ -96,7 +108,17 @@ def _candidates(path: Path, select: str, stamp: int) -> list[Any]:
 
 def _hide_tasks(db: sqlite3.Connection, tasks: Sequence[int], stamp: int) -> tuple[int, int]:
     """How many tasks and executions nobody finds any more."""
-    still = _still(db, _OLD_TASKS, "t.id", tasks, stamp)
+    return _hide_whole(db, _still(db, _OLD_TASKS, "t.id", tasks, stamp))
+
+
+def _hide_children(db: sqlite3.Connection) -> tuple[int, int, bool]:
+    """How many tasks of steps, and executions of theirs, went after their plans; and whether there are more."""
+    found = db.execute("SELECT id FROM tasks WHERE parent IN (SELECT stream FROM removals) LIMIT ?", (_CHILDREN,))
+    children = [row[0] for row in found]
+    return *_hide_whole(db, children), bool(children)
+
+
+def _hide_whole(db: sqlite3.Connection, still: Sequence[int]) -> tuple[int, int]:
     executions = [row[0] for task in still for row in db.execute("SELECT id FROM executions WHERE task = ?", (task,))]
     for task in still:
         db.execute("DELETE FROM idempotency WHERE task_id = (SELECT name FROM streams WHERE id = ?)", (task,))
@@ -129,8 +151,9 @@ def _hide(db: sqlite3.Connection, streams: Sequence[int]) -> None:
         last = db.execute("SELECT cursor FROM events WHERE stream = ? ORDER BY sequence DESC LIMIT 1", (stream,))
         removed_to = max(removed_to, *(row[0] for row in last), 0)
         db.execute("INSERT INTO removals VALUES (?)", (stream,))
-        for table in ("executions", "progress", "results", "requests"):
+        for table in ("executions", "progress", "results", "requests", "plan_states"):
             db.execute(f"DELETE FROM {table} WHERE id = ?", (stream,))
+        db.execute("DELETE FROM step_cache WHERE execution = ?", (stream,))
     if streams:
         db.execute("INSERT OR REPLACE INTO meta VALUES ('removed_to', ?)", (str(removed_to),))
 
@@ -144,16 +167,14 @@ def _delete_some(db: sqlite3.Connection) -> tuple[int, bool]:
     """How many events of hidden streams went, and whether there are more."""
     room, deleted = _ROWS, 0
     for (stream,) in db.execute("SELECT stream FROM removals").fetchall():
-        events = db.execute(
-            "DELETE FROM events WHERE cursor IN (SELECT cursor FROM events WHERE stream = ? LIMIT ?)",
-            (stream, room),
-        ).rowcount
-        samples = db.execute(
-            "DELETE FROM samples WHERE rowid IN (SELECT rowid FROM samples WHERE execution = ? LIMIT ?)",
-            (stream, room - events),
-        ).rowcount
-        deleted += events
-        room -= events + samples
+        for table, of, key in _PARTS:
+            gone = db.execute(
+                f"DELETE FROM {table} WHERE {of} = :stream AND {key} IN "
+                f"(SELECT {key} FROM {table} WHERE {of} = :stream LIMIT :room)",
+                {"stream": stream, "room": room},
+            ).rowcount
+            room -= gone
+            deleted += gone if table == "events" else 0
         if room <= 0:
             break
         db.execute("DELETE FROM streams WHERE id = ?", (stream,))
@@ -169,17 +190,35 @@ def _give_back(db: sqlite3.Connection) -> int:
     return before - db.execute("PRAGMA page_count").fetchone()[0]
 
 
+_PARTS = (
+    ("events", "stream", "cursor"),
+    ("samples", "execution", "rowid"),
+    ("steps", "execution", "position"),
+    ("checkpoints", "execution", "id"),
+)
+"""Table, the column of the stream, and what tells its rows apart."""
 _LAST = "(SELECT stream FROM events ORDER BY cursor DESC LIMIT 1)"
-_NOT_OLD = "(o.ended = 0 OR o.completed IS NULL OR o.completed >= :before)"
+_NOT_OLD = "({0}.ended = 0 OR {0}.completed IS NULL OR {0}.completed >= :before)"
+_NEEDED = (
+    "(SELECT c.parent FROM executions u JOIN steps p ON p.execution = u.id "
+    "JOIN streams r ON r.name = json_extract(p.doc, '$.result_of') JOIN tasks c ON c.id = r.task WHERE u.ended = 0 "
+    f"UNION SELECT c.parent FROM streams r JOIN tasks c ON c.id = r.task WHERE r.id = {_LAST})"
+)
+"""The runs of plans that unfinished plans have results of, and the one that a step's newest event belongs to."""
+_STAYS = (
+    f"({_NOT_OLD.format('o')} OR o.id IN {_NEEDED} OR EXISTS (SELECT 1 FROM tasks c LEFT JOIN executions x "
+    f"ON x.task = c.id WHERE c.parent = o.id AND (c.updated >= :before OR x.id AND {_NOT_OLD.format('x')})))"
+)
+"""Of an execution `o`: it is not old enough, or something that needs it is not."""
 _OLD_TASKS = (
-    "SELECT t.id FROM tasks t WHERE t.updated < :before "
+    "SELECT t.id FROM tasks t WHERE t.updated < :before AND t.parent IS NULL "
     "AND EXISTS (SELECT 1 FROM executions o WHERE o.task = t.id) "
-    f"AND NOT EXISTS (SELECT 1 FROM executions o WHERE o.task = t.id AND {_NOT_OLD}) "
+    f"AND NOT EXISTS (SELECT 1 FROM executions o WHERE o.task = t.id AND {_STAYS}) "
     f"AND t.id <> (SELECT task FROM streams WHERE id = {_LAST})"
 )
 _OLD_RUNS = (
-    "SELECT e.id FROM executions e JOIN tasks t ON t.id = e.task WHERE e.ended = 1 "
+    "SELECT e.id FROM executions e JOIN tasks t ON t.id = e.task WHERE e.ended = 1 AND t.parent IS NULL "
     "AND e.completed < :before AND NOT EXISTS (SELECT 1 FROM executions o WHERE o.run = e.run AND "
-    f"({_NOT_OLD} OR o.id = t.shown OR o.id = {_LAST}))"
+    f"({_STAYS} OR o.id = t.shown OR o.id = {_LAST}))"
 )
 _RUNS = f"SELECT run FROM executions WHERE id IN ({_OLD_RUNS}) GROUP BY run ORDER BY min(id)"

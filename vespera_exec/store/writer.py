@@ -7,35 +7,42 @@ import sqlite3
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
 from vespera_exec.errors import Fenced, StoreError, VesperaError
 from vespera_exec.model.enums import EventType
 from vespera_exec.model.jsonable import clean_text
-from vespera_exec.model.ledger import Batch, IdempotencyRecord, RequestRecord, ResultRecord, Row
+from vespera_exec.model.ledger import (
+    Batch,
+    CacheRecord,
+    CheckpointRecord,
+    IdempotencyRecord,
+    RequestRecord,
+    ResultRecord,
+    Row,
+)
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
-from vespera_exec.store import database
-from vespera_exec.store.encoding import encode, encode_event, encode_progress, micros, with_cursor
+from vespera_exec.model.steps import PlanState, StepState
+from vespera_exec.store import database, statements
+from vespera_exec.store.encoding import encode, encode_event, micros, with_cursor
 from vespera_exec.store.feed import StoredEvent
+from vespera_exec.store.statements import SqlRow, Statement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
     from pathlib import Path
 
-    from vespera_exec.model.inputs import Question
 
 _REMEMBERED = 8192
 _JOB_PAGES = 64
 """What a job may write beside the rows that it changes."""
 _CHUNKS = (64, 16, 4, 1)
+_KNOWN = "SELECT id, EXISTS (SELECT 1 FROM removals WHERE stream = streams.id) FROM streams WHERE name = ?"
 _log = logging.getLogger(__name__)
-
-SqlRow = tuple[Any, ...]
 
 
 class Sample(NamedTuple):
@@ -99,6 +106,10 @@ class _Rows:
     results: dict[int, ResultRecord] = field(default_factory=dict[int, ResultRecord])
     requests: list[SqlRow] = field(default_factory=list[SqlRow])
     keys: list[SqlRow] = field(default_factory=list[SqlRow])
+    plans: dict[int, PlanState] = field(default_factory=dict[int, PlanState])
+    steps: dict[tuple[int, int], StepState] = field(default_factory=dict[tuple[int, int], StepState])
+    checkpoints: list[SqlRow] = field(default_factory=list[SqlRow])
+    answers: dict[tuple[bytes, str], SqlRow] = field(default_factory=dict[tuple[bytes, str], SqlRow])
 
 
 class Writer:
@@ -157,7 +168,7 @@ class Writer:
                 for sample in samples
                 if (stream := self._known(sample.execution_id)) is not None
             ]
-            self._insert(_SAMPLES, rows)
+            self._insert(statements.SAMPLES, rows)
             self._db.execute("COMMIT")
         except (sqlite3.Error, Fenced, ArithmeticError, ValueError, TypeError):
             self._roll_back()
@@ -339,6 +350,18 @@ class Writer:
                 rows.requests.append((self._stream(rows, row.run_id, ""), row.body))
             case IdempotencyRecord():
                 rows.keys.append((row.principal, row.operation, row.key, row.task_id, row.run_id, row.digest))
+            case StepState():
+                place = self._stream(rows, row.execution_id, ""), row.position
+                # One that is only kept comes after what the same decision has changed.
+                if (known := rows.steps.get(place)) is None or row.sequence >= known.sequence:
+                    rows.steps[place] = row
+            case PlanState():
+                rows.plans[self._stream(rows, row.execution_id, "")] = row
+            case CheckpointRecord():
+                rows.checkpoints.append(statements.checkpoint_row(self._stream(rows, row.execution_id, ""), row))
+            case CacheRecord():
+                source = self._stream(rows, row.execution_id, "")
+                rows.answers[row.key, row.principal] = (row.key, row.principal, row.role, source)
             case _:
                 assert_never(row)
 
@@ -346,14 +369,18 @@ class Writer:
         # Made before the streams are inserted, because they may name new ones.
         tasks = [self._task_row(rows, *each) for each in rows.tasks.items()]
         executions = [self._execution_row(rows, *each) for each in rows.executions.items()]
-        self._insert(_STREAMS, rows.streams)
-        self._insert(_EVENTS, rows.events)
-        self._insert(_TASKS, tasks)
-        self._insert(_EXECUTIONS, executions)
-        self._insert(_PROGRESS, [_progress_row(*each) for each in rows.progress.items()])
-        self._insert(_RESULTS, [_result_row(*each) for each in rows.results.items()])
-        self._insert(_REQUESTS, rows.requests)
-        self._insert(_KEYS, rows.keys)
+        self._insert(statements.STREAMS, rows.streams)
+        self._insert(statements.EVENTS, rows.events)
+        self._insert(statements.TASKS, tasks)
+        self._insert(statements.EXECUTIONS, executions)
+        self._insert(statements.PROGRESS, [statements.progress_row(*each) for each in rows.progress.items()])
+        self._insert(statements.RESULTS, [statements.result_row(*each) for each in rows.results.items()])
+        self._insert(statements.REQUESTS, rows.requests)
+        self._insert(statements.KEYS, rows.keys)
+        self._insert(statements.PLANS, [statements.plan_row(*each) for each in rows.plans.items()])
+        self._insert(statements.STEPS, [statements.step_row(*each) for each in rows.steps.items()])
+        self._insert(statements.CHECKPOINTS, rows.checkpoints)
+        self._insert(statements.ANSWERS, list(rows.answers.values()))
         for stream, life in rows.executions.items():
             if life.inputs:
                 self._put_inputs(rows, stream, life)
@@ -362,15 +389,15 @@ class Writer:
         """Those of its questions that are open now."""
         task = self._stream(rows, life.task_id, life.task_id)
         self._db.execute("DELETE FROM input_requests WHERE execution = ?", (stream,))
-        self._insert(_INPUTS, [_input_row(stream, task, each) for each in life.open_inputs])
+        self._insert(statements.INPUTS, [statements.input_row(stream, task, each) for each in life.open_inputs])
 
-    def _insert(self, statement: _Statement, rows: Sequence[SqlRow]) -> None:
+    def _insert(self, statement: Statement, rows: Sequence[SqlRow]) -> None:
         """A few long INSERTs: beside a busy loop, each single one would wait for the interpreter's lock."""
         begin = 0
         for size in _CHUNKS:
             while len(rows) - begin >= size:
                 values = list(chain.from_iterable(rows[begin : begin + size]))
-                self._db.execute(_sql(statement, size), values)
+                self._db.execute(statements.sql_of(statement, size), values)
                 begin += size
 
     # names and counters
@@ -424,8 +451,21 @@ class Writer:
             micros(task.created_at) or 0,
             micros(task.updated_at) or 0,
             self._stream(rows, shown, task.task_id) if shown else None,
+            self._parent(task.parent_execution_id) if task.parent_execution_id else None,
+            task.step_id,
             encode(task.to_dict()).decode(),
         )
+
+    def _parent(self, name: str) -> int:
+        """The execution of a plan, which is written before the tasks of its steps are.
+
+        Raises:
+            LookupError: it is not there.
+        """
+        known = self._streams.get(name) or self._known(name)
+        if known is None:
+            raise LookupError(f"no execution {name}, of which a task is to be a step")
+        return known
 
     def _execution_row(self, rows: _Rows, stream: int, life: Lifecycle) -> SqlRow:
         code = life.error.get("code")
@@ -448,53 +488,3 @@ class Writer:
             code if isinstance(code, str) else None,
             encode(life.to_dict()).decode(),
         )
-
-
-def _progress_row(stream: int, progress: Progress) -> SqlRow:
-    message = clean_text(progress.overall.message)
-    return (stream, progress.percentage, message, encode_progress(progress).decode())
-
-
-def _result_row(stream: int, result: ResultRecord) -> SqlRow:
-    return (stream, int(result.truncated), len(result.body), result.body)
-
-
-def _input_row(stream: int, task: int, question: Question) -> SqlRow:
-    schema = encode(dict(question.schema)).decode()
-    return (stream, question.key, task, question.kind, question.message, schema, micros(question.asked_at) or 0)
-
-
-class _Statement(NamedTuple):
-    table: str
-    columns: str
-    updates: bool = False
-
-
-_KNOWN = "SELECT id, EXISTS (SELECT 1 FROM removals WHERE stream = streams.id) FROM streams WHERE name = ?"
-_STREAMS = _Statement("streams", "id, name, task")
-_EVENTS = _Statement("events", "cursor, stream, sequence, type, at, ends, checksum, body")
-_TASKS = _Statement("tasks", "id, title, role, status, priority, principal, created, updated, shown, doc", updates=True)
-_EXECUTIONS = _Statement(
-    "executions",
-    "id, task, run, attempt, role, status, ended, priority, owner, generation, created, started, completed, "
-    "active_us, queue_us, error_code, doc",
-    updates=True,
-)
-_PROGRESS = _Statement("progress", "id, percentage, message, doc", updates=True)
-_RESULTS = _Statement("results", "id, truncated, size, body", updates=True)
-_REQUESTS = _Statement("requests", "id, body")
-_KEYS = _Statement("idempotency", "principal, operation, key, task_id, run_id, digest")
-_INPUTS = _Statement("input_requests", "execution, key, task, kind, message, schema, asked")
-_SAMPLES = _Statement("samples", "execution, at, metric, value")
-
-
-@cache
-def _sql(statement: _Statement, rows: int) -> str:
-    names = statement.columns.split(", ")
-    row = f"({', '.join('?' * len(names))})"
-    # OR FAIL: whoever inserts undoes the decision or the transaction. Else SQLite, in order to undo the
-    # statement, copies each page before it is changed, and from 64 KiB on into a file.
-    sql = f"INSERT OR FAIL INTO {statement.table} ({statement.columns}) VALUES {', '.join([row] * rows)}"
-    if statement.updates:
-        sql += f" ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names[1:])}"
-    return sql

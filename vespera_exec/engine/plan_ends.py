@@ -1,0 +1,240 @@
+"""What the end of a step means: for the step, for those that need it, and for the plan."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from vespera_exec.engine.recovery_strategies import Decision, decided, failure
+from vespera_exec.errors import ExecutionError
+from vespera_exec.model.enums import EventType, ExecutionStatus, RecoveryAction, StepStatus
+from vespera_exec.model.restoring import state_of_plan
+from vespera_exec.model.schedule import Schedule
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from vespera_exec.engine.engine import Engine, Run
+    from vespera_exec.engine.plan_children import Child, StepHost
+    from vespera_exec.model.board import PlanBoard
+    from vespera_exec.model.events import Json
+    from vespera_exec.model.lifecycle import Lifecycle
+    from vespera_exec.model.plan import ExecutionPlan, PlanStep
+    from vespera_exec.model.session import ExecutionSession
+
+S = ExecutionStatus
+_log = logging.getLogger(__name__)
+
+TELLING_SECONDS: Final = 0.1
+"""Between two records of how far the steps are."""
+
+
+class PlanEnds:
+    """The part of a `Coordinator` that concludes steps. To be used on the loop, but for `_rouse`."""
+
+    _schedule: Schedule
+
+    def __init__(
+        self, session: ExecutionSession, plan: ExecutionPlan, host: StepHost, engine: Engine, board: PlanBoard | None
+    ) -> None:
+        self._session = session
+        self._plan = plan
+        self._host = host
+        self._engine = engine
+        self._board = board
+        self._steps = {step.id: step for step in plan.steps}
+        self._children: dict[str, Child] = {}
+        """By step."""
+        self._leaving: set[Child] = set()
+        """Those that are being ended, since the plan goes back to where they did not run."""
+        self._deciding: set[str] = set()
+        """Steps whose run has failed, while strategies decide what follows."""
+        self._retrying: dict[str, None] = {}
+        """Steps that are to be tried again later."""
+        self._unmade: list[str] = []
+        """Steps that have begun, as the log says, whose child was not made before the owner died."""
+        self._left: list[tuple[str, Lifecycle]] = []
+        """Steps whose run ended without this coordinator, and how."""
+        self._aborted: str | None = None
+        """Why the plan is ended before its steps have."""
+        self._epoch = 0
+        """Counts the times when everything was put back or ended; what was begun in another does not count."""
+        self._paused = False
+        self._restoring = False
+        self._tell_at: float | None = None
+        self._told_at = 0.0
+        self._timers: list[tuple[float, int, str]] = []
+        """When something is due, and the step that it is about."""
+        self._turns = itertools.count()
+        self._wake = asyncio.Event()
+        self._roused = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._group: TaskGroup | None = None
+
+    @property
+    def board(self) -> PlanBoard:
+        if self._board is None:
+            raise RuntimeError("the board is not read yet")
+        return self._board
+
+    @property
+    def _now(self) -> float:
+        return self._session.ledger.clock.monotonic()
+
+    def _rouse(self) -> None:
+        """From any thread."""
+        if self._roused or self._loop is None or self._loop.is_closed():
+            return
+        self._roused = True
+        self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _reschedule(self) -> None:
+        self._schedule = Schedule(self._plan, self.board.states, now=self._session.ledger.clock.now())
+        for step_id, reason in self._schedule.doomed:
+            self.board.skipped(step_id, reason)
+        for step_id in self._schedule.delayed:
+            self._retry_later(step_id)
+        left, self._left = self._left, []
+        for step_id, life in left:
+            self._concluded(step_id, life, None)
+        self._rouse()
+
+    # what an end means
+
+    def _concluded(self, step_id: str, life: Lifecycle, run: Run | None) -> None:
+        if self.board.step(step_id).status.is_terminal:
+            return
+        session_id = life.execution_id
+        match life.status:
+            case S.COMPLETED:
+                kept = self._host.answered(self._steps[step_id], run) if run is not None else None
+                with self._session.ledger:
+                    self.board.completed(step_id, session_id=session_id, result_of=session_id)
+                    if kept is not None:
+                        self._session.ledger.keep(kept)
+                    self._settle(step_id, lets_on=True)
+            case S.CANCELLED:
+                with self._session.ledger:
+                    self.board.cancelled(step_id, life.cancellation_reason or "Cancelled")
+                    self._settle(step_id, lets_on=False, status=StepStatus.CANCELLED)
+            case _:
+                said = life.error
+                error = ExecutionError(
+                    said.get("message") or life.status_message,
+                    code=said.get("code"),
+                    recoverable=said.get("recoverable", True),
+                    context=said.get("context"),
+                )
+                self._failed(step_id, error, session_id)
+
+    def _failed(self, step_id: str, error: ExecutionError, session_id: str | None) -> None:
+        """Let the strategies decide where there are any for this, else its fallback, else it has failed for good."""
+        step, strategies = self._steps[step_id], self._engine.strategies
+        ending = self._aborted is not None or self._session.lifecycle.status is S.CANCELLING
+        if ending or self._group is None or not strategies.applying(error.failure_code, step.recovery):
+            self._fail(step, error, session_id)
+            return
+        self._deciding.add(step_id)
+        self._group.start_soon(self._decide, step, error, session_id, self._epoch)
+
+    async def _decide(self, step: PlanStep, error: ExecutionError, session_id: str | None, epoch: int) -> None:
+        board, decision = self.board, None
+        state = board.step(step.id)
+        # The boundary to the strategies, which are somebody else's code: without an answer the plan's own rules hold.
+        try:
+            decision = await decided(
+                self._engine.strategies,
+                step,
+                state,
+                error,
+                plan=self._plan,
+                read_state=lambda: state_of_plan(board.states, board.state.variables, current=step.id),
+                most=self._session.max_recovery_attempts,
+            )
+        except Exception:  # noqa: BLE001
+            _log.exception("The recovery strategies of step %s failed", step.id)
+        if epoch != self._epoch:
+            return
+        self._deciding.discard(step.id)
+        self._rouse()
+        if board.step(step.id).status.is_terminal or self._aborted is not None:
+            return
+        if decision is None:
+            self._fail(step, error, session_id)
+        elif decision.action is RecoveryAction.CHECKPOINT_RESTORE:
+            await self._restore_for(step, error, session_id, decision)
+        else:
+            self._follow_decision(step, error, session_id, decision)
+
+    def _follow_decision(
+        self, step: PlanStep, error: ExecutionError, session_id: str | None, decision: Decision
+    ) -> None:
+        state = self.board.step(step.id)
+        with self._session.ledger:
+            self._announce(step, decision)
+            if decision.variables is not None:
+                self.board.set_variables(decision.variables)
+            match decision.action:
+                case RecoveryAction.RETRY:
+                    self.board.failed(
+                        step.id,
+                        failure(state, error),
+                        session_id=session_id,
+                        final=False,
+                        not_before=self._session.ledger.clock.now() + timedelta(seconds=decision.delay_seconds),
+                        recoveries=state.recoveries + 1,
+                    )
+                    self._retry_later(step.id)
+                case RecoveryAction.SKIP:
+                    self.board.skipped(step.id, decision.message, continues=True)
+                    self._settle(step.id, lets_on=True)
+                case RecoveryAction.FALLBACK:
+                    self._fall_back(step, error, session_id)
+                case _:
+                    self._fail(step, error, session_id, aborted=decision.message)
+
+    def _announce(self, step: PlanStep, decision: Decision) -> None:
+        details: dict[str, Json] = {"strategy": decision.strategy_id, "action": decision.action.value}
+        details["attempt"] = self.board.step(step.id).recoveries + 1
+        self._session.record_fact(
+            EventType.RECOVERY_INITIATED, (), step_id=step.id, message=decision.message, details=details
+        )
+
+    def _fail(
+        self, step: PlanStep, error: ExecutionError, session_id: str | None, *, aborted: str | None = None
+    ) -> None:
+        state = self.board.step(step.id)
+        if step.fallback is not None and not state.is_fallback and aborted is None and self._aborted is None:
+            self._fall_back(step, error, session_id)
+            return
+        continues = step.continue_on_failure and aborted is None
+        with self._session.ledger:
+            self.board.failed(step.id, failure(state, error), session_id=session_id, continues=continues)
+            self._settle(step.id, lets_on=continues)
+        if aborted is None and self._plan.on_failure == "abort" and not continues:
+            aborted = f"Step {step.id} failed: {error.failure_code}: {error.message}"
+        if aborted is not None and self._aborted is None:
+            self._aborted = aborted
+
+    def _fall_back(self, step: PlanStep, error: ExecutionError, session_id: str | None) -> None:
+        state = self.board.step(step.id)
+        self.board.failed(step.id, failure(state, error), session_id=session_id, final=False, is_fallback=True)
+        self._schedule.put_back(step.id)
+
+    def _settle(self, step_id: str, *, lets_on: bool, status: StepStatus = StepStatus.FAILED) -> None:
+        """Within the decision that ended the step: what can never begin because of it is skipped."""
+        for doomed, reason in self._schedule.settled(step_id, lets_on, status):
+            self.board.skipped(doomed, reason)
+        if self._tell_at is None:
+            self._tell_at = max(self._now, self._told_at + TELLING_SECONDS)
+
+    def _retry_later(self, step_id: str) -> None:
+        not_before = self.board.step(step_id).not_before
+        assert not_before is not None
+        delay = (not_before - self._session.ledger.clock.now()).total_seconds()
+        self._retrying[step_id] = None
+        heapq.heappush(self._timers, (self._now + max(0.0, delay), next(self._turns), step_id))

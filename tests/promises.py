@@ -432,13 +432,13 @@ PROMISES: dict[str, Promise] = {
                 caught_by="roles/test_role_files.py::test_thousand_hostile_names_are_refused",
             ),
             Mutant(
-                file="roles/rolefile.py",
+                file="roles/yamlfile.py",
                 right="                    if depth > MAX_DEPTH:\n",
                 wrong="                    if False:\n",
                 caught_by="roles/test_role_files.py::test_fault_is_told_with_file_and_line",
             ),
             Mutant(
-                file="roles/rolefile.py",
+                file="roles/yamlfile.py",
                 right='if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):',
                 wrong="if False:",
                 caught_by="roles/test_role_files.py::test_fault_is_told_with_file_and_line",

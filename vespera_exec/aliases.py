@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from vespera_exec.engine.engine import Engine
+from vespera_exec.app.execution_engine import DefaultExecutionEngine
+from vespera_exec.app.update_subscriptions import UpdateCallback
+from vespera_exec.model.capacity import Allocation, CapacityRequirement
 from vespera_exec.model.enums import EventType
 from vespera_exec.model.events import ExecutionEvent
+from vespera_exec.model.plan import PlanStep
 from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.timing import TimeTracking
 from vespera_exec.monitoring.eta import NaiveEstimator
@@ -14,6 +17,11 @@ ExecutionEventType = EventType
 ExecutionRecord = ExecutionSession
 Execution = ExecutionSession
 TimeTracker = TimeTracking
-DefaultExecutionEngine = Engine
-ExecutionEngine = Engine
+ExecutionManager = DefaultExecutionEngine
+AsyncExecutionService = DefaultExecutionEngine
+PipelineRunner = DefaultExecutionEngine
+ExecutionEventCallback = UpdateCallback
+Step = PlanStep
+Resource = Allocation
+ResourceRequirement = CapacityRequirement
 ETACalculator = NaiveEstimator

@@ -17,7 +17,7 @@ from vespera_exec.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-TOOLSETS: Final = ("core", "worker", "operations")
+TOOLSETS: Final = ("core", "worker", "operations", "plans")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,7 @@ class Settings:
     progress_interval_ms: int = 20
     cancelled_task_status: str = "cancelled"  # or "todo"
     worker_lease_seconds: float = 60.0
+    capacity: str = ""  # pools: `cpu=4,gpu=1`, or the path of a file
     # doors
     tcp: bool = True
     tcp_host: str = "127.0.0.1"

@@ -98,7 +98,7 @@ class Prompter:
 
     def take_events(self, events: Sequence[Mapping[str, Json]]) -> None:
         """Looks again at what is open where one of these says that it has changed."""
-        if not any(str(each.get("type")).startswith("approval_") or _ends(each) for each in events):
+        if not any(_may_ask(each) or _ends(each) for each in events):
             return
         view = self._daemon.get(f"/tasks/{self._task_id}/inputs")
         still = {each["key"] for each in view["inputs"]}
@@ -242,6 +242,11 @@ def _show_all(found: Mapping[str, Json], *, as_json: bool) -> None:
 
 def _nothing(view: Mapping[str, Json], key: str | None) -> str:
     return f"it does not ask {key}" if key else f"it asks nothing ({view['status']})"
+
+
+def _may_ask(event: Mapping[str, Json]) -> bool:
+    """What is open may be other than before: a question of its own, or of a step of a plan."""
+    return str(event.get("type")).startswith(("approval_", "step_waiting", "step_failed", "step_cancelled"))
 
 
 def _ends(event: Mapping[str, Json]) -> bool:

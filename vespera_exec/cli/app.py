@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vespera_exec import __version__
-from vespera_exec.cli import answering, output, pages, tokens, upkeep
+from vespera_exec.cli import answering, capacity, checkpoints, dead, output, pages, plans, tokens, upkeep, watching
 from vespera_exec.cli import daemon as daemon_commands
 from vespera_exec.cli.client import LONG_WAIT_MS, Daemon, DaemonError, data_directory, segment
 from vespera_exec.errors import VesperaError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from vespera_exec.cli.config import ClientName
     from vespera_exec.model.events import Json
@@ -33,11 +32,11 @@ USAGE = 2
 INTERRUPTED = 130
 READER_GONE = 141
 
-_WATCH_SECONDS = 0.2
 _CANCEL_WAIT_MS = 10_000
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document (a line each where it follows).")
 _id = click.argument("any_id", metavar="ID")
+_step = click.option("--step", metavar="STEP", help="Only this step of a plan.")
 _follow = click.option("--follow", "-f", is_flag=True, help="Until the run has ended.")
 
 
@@ -117,9 +116,11 @@ def cli(context: click.Context, data_dir: str | None) -> None:
 
 
 @cli.command()
-@click.argument("title_words", metavar="[TITLE]... | -- COMMAND...", nargs=-1)
+@click.argument("title_words", metavar="[TITLE]... | PLAN.YAML | -- COMMAND...", nargs=-1)
 @click.option("--role", help="Who does it; see `roles`.")
 @click.option("--input", "given", metavar="NAME=VALUE", multiple=True, help="Also NAME=@FILE and NAME:=JSON.")
+@click.option("--plan", "plan_file", metavar="FILE", help="A plan; or name it first, ending in .yaml, .yml or .json.")
+@click.option("--set", "variables", metavar="NAME=VALUE", multiple=True, help="A variable of the plan, as --input.")
 @click.option("--title", help="The title; else the words given.")
 @click.option("--description", default="", help="The task in full; data, never executed.")
 @click.option("--priority", type=click.IntRange(0, 10), help="0 to 10, higher first.")
@@ -135,6 +136,8 @@ def run(
     title_words: tuple[str, ...],
     role: str | None,
     given: tuple[str, ...],
+    plan_file: str | None,
+    variables: tuple[str, ...],
     title: str | None,
     description: str,
     priority: int | None,
@@ -144,28 +147,40 @@ def run(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Execute a role or a command, and watch it.
+    """Execute a role, a command or a plan, and watch it.
 
     \b
     vespera-exec run --role survey --input path=src "Survey the sources"
     vespera-exec run -- pytest -q
+    vespera-exec run plan.yaml --set release=1.4
 
     Shows progress and the work's output, and exits with the work's own status; 124 timed out, 125 our own
-    error, 130 cancelled. Ctrl-C cancels, a second one leaves. SIGTERM cancels, too (143). When the terminal
-    goes (SIGHUP) the work goes on without us (129). The work gets no stdin.
+    error, 130 cancelled; 1 for a plan that failed. Ctrl-C cancels, a second one leaves. SIGTERM cancels, too
+    (143). When the terminal goes (SIGHUP) the work goes on without us (129). The work gets no stdin.
     """
     from vespera_exec.cli import starting
 
-    wanted = starting.Wanted(
-        role=role,
-        command=command,
-        given=list(given),
-        title=" ".join(title_words) if title is None and title_words else title,
+    words = list(title_words)
+    if plan_file is None and role is None and command is None and not given and plans.is_plan_file(words):
+        plan_file = words.pop(0)
+    common = starting.Common(
+        title=" ".join(words) if title is None and words else title,
         description=description,
         priority=priority,
         timeout=timeout,
         key=key,
     )
+    if plan_file is not None:
+        from vespera_exec.cli import plan_running
+
+        if role is not None or command is not None or given:
+            raise click.UsageError("a plan takes variables (--set), and neither a role, nor inputs, nor a command")
+        with _daemon() as daemon:
+            wanted_plan = plan_running.WantedPlan(path=plan_file, variables=variables, common=common)
+            return plan_running.run(daemon, wanted_plan, detach=detach, quiet=quiet, as_json=as_json)
+    if variables:
+        raise click.UsageError("--set is for the variables of a plan; give an input with --input")
+    wanted = starting.Wanted(role=role, command=command, given=list(given), common=common)
     with _daemon() as daemon:
         if not detach:
             return starting.execute_and_follow(daemon, wanted, quiet=quiet, as_json=as_json)
@@ -212,12 +227,12 @@ def status(*, any_id: str, watch: bool, detail: bool, as_json: bool) -> None:
     with _daemon() as daemon:
         path = f"/tasks/{segment(any_id)}"
         if watch and as_json:
-            for view in _changes(daemon, path, flag):
+            for view in watching.changes(daemon, path, flag):
                 output.json_line(view)
             return
         view = daemon.get(path, detail=flag)
         if watch and not view["done"] and view["session"] is not None:
-            _watch(daemon, view)
+            watching.watch(daemon, view)
             view = daemon.get(path, detail=flag)
     if as_json:
         output.document(view)
@@ -281,7 +296,7 @@ def result(*, any_id: str, as_json: bool) -> None:
 def logs(*, any_id: str, follow: bool, stream: str, as_json: bool) -> None:
     """What the work wrote, as text: bytes that are no UTF-8 are shown as U+FFFD."""
     with _daemon() as daemon:
-        pieces = _output(daemon, any_id, stream, follow=follow)
+        pieces = watching.work_output(daemon, any_id, stream, follow=follow)
         if as_json and not follow:
             whole: dict[str, Any] = {}
             text: list[str] = []
@@ -302,12 +317,15 @@ def logs(*, any_id: str, follow: bool, stream: str, as_json: bool) -> None:
 @_id
 @click.option("--reason", default="User requested", show_default=True)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is gone.")
+@_step
 @_json
-def cancel(*, any_id: str, reason: str, no_wait: bool, as_json: bool) -> int:
+def cancel(*, any_id: str, reason: str, step: str | None, no_wait: bool, as_json: bool) -> int:
     """Stop a run, with everything it started."""
-    body = {"reason": reason, "wait_ms": 0 if no_wait else _CANCEL_WAIT_MS}
+    # Whoever cancels one step is not made to wait.
+    waits: dict[str, Json] = {} if step is not None else {"wait_ms": 0 if no_wait else _CANCEL_WAIT_MS}
+    body = {"reason": reason} | waits
     with _daemon() as daemon:
-        answer = daemon.post(f"/tasks/{segment(any_id)}/cancel", body).body
+        answer = daemon.post(f"{_path(any_id, step)}/cancel", body).body
     if as_json:
         output.document(answer)
         return 0 if answer["success"] else OURS
@@ -321,23 +339,25 @@ def cancel(*, any_id: str, reason: str, no_wait: bool, as_json: bool) -> int:
 @_id
 @click.option("--reason", default="User requested", show_default=True)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it stands still.")
+@_step
 @_json
-def pause(*, any_id: str, reason: str, no_wait: bool, as_json: bool) -> int:
+def pause(*, any_id: str, reason: str, step: str | None, no_wait: bool, as_json: bool) -> int:
     """Stop a run where it stands, until `resume`. Its clock and its timeout stop, too."""
-    body = {"reason": reason} | ({"wait_ms": 0} if no_wait else {})
+    body = {"reason": reason} | ({"wait_ms": 0} if no_wait and step is None else {})
     with _daemon() as daemon:
-        answer = daemon.post(f"/tasks/{segment(any_id)}/pause", body).body
+        answer = daemon.post(f"{_path(any_id, step)}/pause", body).body
     return _accepted(answer, "NOT_PAUSED", as_json=as_json)
 
 
 @cli.command()
 @_id
 @click.option("--reason", default="User requested", show_default=True)
+@_step
 @_json
-def resume(*, any_id: str, reason: str, as_json: bool) -> int:
+def resume(*, any_id: str, reason: str, step: str | None, as_json: bool) -> int:
     """Let a paused run go on."""
     with _daemon() as daemon:
-        answer = daemon.post(f"/tasks/{segment(any_id)}/resume", {"reason": reason}).body
+        answer = daemon.post(f"{_path(any_id, step)}/resume", {"reason": reason}).body
     return _accepted(answer, "NOT_RESUMED", as_json=as_json)
 
 
@@ -400,6 +420,11 @@ def demo(*, path: str) -> int:
 cli.add_command(daemon_commands.group)
 cli.add_command(tokens.group)
 cli.add_command(answering.answer)
+cli.add_command(plans.group)
+cli.add_command(plans.steps)
+cli.add_command(checkpoints.group)
+cli.add_command(dead.group)
+cli.add_command(capacity.capacity)
 cli.add_command(upkeep.doctor)
 cli.add_command(upkeep.backup)
 cli.add_command(upkeep.restore)
@@ -407,6 +432,11 @@ cli.add_command(upkeep.restore)
 
 def _daemon() -> Daemon:
     return Daemon(data_directory())
+
+
+def _path(any_id: str, step: str | None) -> str:
+    """Of a task, or of one step of its plan."""
+    return f"/tasks/{segment(any_id)}" + (f"/steps/{segment(step)}" if step is not None else "")
 
 
 def _accepted(answer: Json, refusal: str, *, as_json: bool) -> int:
@@ -418,60 +448,6 @@ def _accepted(answer: Json, refusal: str, *, as_json: bool) -> int:
         raise DaemonError(refusal, f"{answer['message']}: {answer['reason']}")
     output.line(pages.accepted(answer))
     return 0
-
-
-def _changes(daemon: Daemon, path: str, detail: str | None) -> Iterator[Json]:
-    """The status whenever something has happened, a few times a second at most, until the run has ended."""
-    while True:
-        view = daemon.get(path, detail=detail)
-        yield view
-        if view["done"] or view["session"] is None:
-            return
-        time.sleep(_WATCH_SECONDS)
-        daemon.get(f"{path}/events", cursor=view["cursor"], wait_ms=LONG_WAIT_MS, max_events=1)
-
-
-def _watch(daemon: Daemon, view: Json) -> None:
-    """Progress on stderr until the run has ended. Ctrl-C leaves it alone."""
-    from vespera_exec.cli.display import display
-    from vespera_exec.cli.running import Follower, Interrupts
-    from vespera_exec.cli.state import Shown
-
-    state: Shown = Shown(str(view["title"]), sessions=[str(view["session_id"])])
-    state.take_status(view)
-    shown = display()
-    with Interrupts() as interrupts:
-        try:
-            Follower(daemon, str(view["task_id"]), state, shown, cursor=view["cursor"], cancels=False).follow(
-                interrupts
-            )
-        finally:
-            shown.close()
-
-
-def _output(daemon: Daemon, any_id: str, stream: str, *, follow: bool) -> Iterator[Json]:
-    """The pages of a session's output; with `follow` also those to come, and of the attempts that come after it."""
-    path = f"/tasks/{segment(any_id)}"
-    session = daemon.get(path)["session_id"]
-    if session is None:
-        raise DaemonError("CONFLICT", "the task was never executed", "start it first")
-    offset = 0
-    while True:
-        wait_ms = LONG_WAIT_MS if follow else 0
-        page = daemon.get(f"/executions/{session}/output", stream=stream, offset=offset, limit=65_536, wait_ms=wait_ms)
-        yield page
-        offset = page["next_offset"]
-        if page["eof"] and follow:
-            view = daemon.get(path)
-            if not view["done"] and view["session_id"] == session:
-                # Between two attempts: the next one shows itself as an event.
-                daemon.get(f"{path}/events", cursor=view["cursor"], wait_ms=1000, max_events=1)
-                continue
-            if view["session_id"] == session:
-                return
-            session, offset = view["session_id"], 0
-        elif page["eof"] or not (page["text"] or follow):
-            return
 
 
 def _said(value: object) -> str:

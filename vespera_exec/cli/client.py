@@ -19,7 +19,7 @@ from vespera_exec import paths
 from vespera_exec.errors import DaemonUnavailable, InvalidInput, VesperaError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vespera_exec.model.events import Json
 
@@ -35,16 +35,25 @@ _COMMAND_OF_TOOL = {
     "list_tasks": "`vespera-exec list`",
     "list_roles": "`vespera-exec roles`",
     "execute_task": "`vespera-exec run`",
+    "execute_plan": "`vespera-exec run plan.yaml`",
+    "get_plan_steps": "`vespera-exec steps ID`",
+    "list_checkpoints": "`vespera-exec checkpoint list ID`",
+    "list_dead_letters": "`vespera-exec dead list`",
+    "get_capacity": "`vespera-exec capacity`",
     "answer_task_input": "`vespera-exec answer`",
 }
 
 
 class DaemonError(VesperaError):
-    """What the daemon answered instead of what was asked for, with its own code."""
+    """What the daemon answered instead of what was asked for, with its own code.
 
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
+    `problems` of a plan that it refused: `{"step", "problem"}` each.
+    """
+
+    def __init__(self, code: str, message: str, hint: str = "", *, problems: Sequence[Mapping[str, Json]] = ()) -> None:
         super().__init__(message, hint=hint)
         self._code = code
+        self.problems = problems
 
     @property
     def error_code(self) -> str:
@@ -424,7 +433,9 @@ def _encoded(body: Mapping[str, Json]) -> bytes:
 def _problem(status: int, data: bytes) -> DaemonError:
     try:
         said = json.loads(data)
-        return DaemonError(str(said["error_code"]), str(said["detail"]), _our_words(str(said.get("hint") or "")))
+        problems = said.get("problems") or ()
+        hint = _our_words(str(said.get("hint") or ""))
+        return DaemonError(str(said["error_code"]), str(said["detail"]), hint, problems=problems)
     except (ValueError, KeyError, TypeError, AttributeError):
         return DaemonError("HTTP_ERROR", f"the daemon answered {status}", "is another program on its socket?")
 

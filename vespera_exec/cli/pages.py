@@ -6,6 +6,7 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from vespera_exec.cli import plan_pages
 from vespera_exec.cli.output import colour
 from vespera_exec.cli.questions import asked
 from vespera_exec.cli.state import eta_text
@@ -72,6 +73,7 @@ def status(view: Mapping[str, Json]) -> list[str]:
     said = "  ".join(part for part in (percent(progress["percentage"]), shown(progress["message"])) if part)
     if said:
         lines.append(_field("progress", said))
+    lines += [_field(name, value) for name, value in plan_pages.summary(view)]
     timing = session["time_tracking"]
     queued = f", queued {duration(timing['queue_seconds'])}" if timing["queue_seconds"] >= 0.1 else ""
     lines.append(_field("elapsed", duration(timing["elapsed_seconds"]) + queued))

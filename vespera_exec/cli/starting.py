@@ -28,17 +28,43 @@ _READER_GONE = 141  # 128 + SIGPIPE, as a shell says it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What the caller typed, None where nothing was. `command` is what stood behind `--`."""
+class Common:
+    """What the caller typed of whatever is started, None where nothing was."""
 
-    role: str | None
-    command: list[str] | None
     title: str | None = None
-    given: list[str] = field(default_factory=list[str])
     description: str = ""
     priority: int | None = None
     timeout: float | None = None
     key: str | None = None
+
+    def body(self) -> dict[str, Json]:
+        """Of it, what a request holds. It always has a key, so that it may be sent again.
+
+        Raises:
+            InvalidInput: the title or the key is empty.
+        """
+        if self.title is not None and not self.title.strip():
+            raise InvalidInput("the title is empty", hint="say in one line what the task is, or leave it out")
+        if self.key == "":
+            raise InvalidInput("the key is empty", hint="name one, or leave it out")
+        body: dict[str, Json] = {
+            "title": self.title,
+            "description": self.description,
+            "idempotency_key": self.key or f"cli-{uuid.uuid4().hex}",
+            "priority": self.priority,
+            "timeout_seconds": self.timeout,
+        }
+        return {name: value for name, value in body.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A role or a command that is to be executed. `command` is what stood behind `--`."""
+
+    role: str | None
+    command: list[str] | None
+    given: list[str] = field(default_factory=list[str])
+    common: Common = field(default_factory=Common)
 
 
 def execute(daemon: Daemon, wanted: Wanted) -> Json:
@@ -53,12 +79,9 @@ def execute(daemon: Daemon, wanted: Wanted) -> Json:
 
 
 def request(wanted: Wanted, schema: Json = None) -> dict[str, Json]:
-    """The body of `POST /executions`. It always has a key, so that it may be sent again."""
-    role, title = wanted.role, wanted.title
-    if title is not None and not title.strip():
-        raise InvalidInput("the title is empty", hint="say in one line what the task is, or leave it out")
-    if wanted.key == "":
-        raise InvalidInput("the key is empty", hint="name one, or leave it out")
+    """The body of `POST /executions`."""
+    body = wanted.common.body()
+    role, title = wanted.role, wanted.common.title
     if wanted.command is not None:
         if role not in (None, _COMMAND):
             raise InvalidInput(f"role {role!r} takes no command", hint="give its inputs with --input name=value")
@@ -72,18 +95,7 @@ def request(wanted: Wanted, schema: Json = None) -> dict[str, Json]:
     inputs = parse_inputs(wanted.given, schema)
     if wanted.command is not None:
         inputs = {"cwd": os.getcwd()} | inputs | {"argv": wanted.command}
-    body: dict[str, Json] = {
-        "title": title or role,
-        "description": wanted.description,
-        "role": role,
-        "inputs": inputs,
-        "idempotency_key": wanted.key or f"cli-{uuid.uuid4().hex}",
-    }
-    if wanted.priority is not None:
-        body["priority"] = wanted.priority
-    if wanted.timeout is not None:
-        body["timeout_seconds"] = wanted.timeout
-    return body
+    return body | {"title": title or role, "role": role, "inputs": inputs}
 
 
 def execute_and_follow(daemon: Daemon, wanted: Wanted, *, quiet: bool, as_json: bool) -> int:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import uuid
-from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from vespera_exec.app.callers import current_caller
 from vespera_exec.app.replies import by_key
@@ -27,25 +23,24 @@ from vespera_exec.app.views import (
     View,
 )
 from vespera_exec.app.worker_views import Claim, Conclude, Report
-from vespera_exec.errors import VesperaError
 from vespera_exec.server.http import requests
-from vespera_exec.server.http.problems import problem, problem_of, unexpected
+from vespera_exec.server.http.answering import id_of, json, route
+from vespera_exec.server.http.plan_routes import PlanRoutes
+from vespera_exec.server.http.problems import problem
 from vespera_exec.server.http.sse import EventStream, LogEvent, resume_cursor, wants_event_stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request as HttpRequest
+    from starlette.routing import BaseRoute
     from starlette.types import ASGIApp
 
     from vespera_exec.app.service import Vespera
     from vespera_exec.app.views import Json
 
-    Endpoint = Callable[[HttpRequest], Awaitable[ASGIApp]]
     Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
-
-log = logging.getLogger(__name__)
 
 MAX_WAIT_MS = 25_000
 _MAX_PAGE_BYTES = 1024 * 1024
@@ -147,44 +142,44 @@ class _Api:
 
     def routes(self) -> list[BaseRoute]:
         routes = [
-            _route("POST", "/tasks", self.create_task),
-            _route("GET", "/tasks", self.list_tasks),
-            _route("GET", "/tasks/{id}", self.status),
-            _route("GET", "/tasks/{id}/definition", self.definition),
-            _route("POST", "/executions", self.execute),
-            _route("GET", "/executions/{id}", self.status),
-            _route("GET", "/inputs", self.all_inputs),
-            _route("POST", "/worker/claim", self.claim),
-            _route("POST", "/worker/report", self.report),
-            _route("POST", "/worker/complete", self.conclude),
-            _route("GET", "/roles", self.roles),
-            _route("GET", "/daemon", self.daemon),
-            _route("POST", "/doctor", self.doctor),
-            _route("POST", "/backup", self.backup),
-            _route("GET", "/healthz", self.healthz),
-            _route("POST", "/tokens", self.create_token),
-            _route("GET", "/tokens", self.list_tokens),
-            _route("DELETE", "/tokens/{id}", self.revoke_token),
+            route("POST", "/tasks", self.create_task),
+            route("GET", "/tasks", self.list_tasks),
+            route("GET", "/tasks/{id}", self.status),
+            route("GET", "/tasks/{id}/definition", self.definition),
+            route("POST", "/executions", self.execute),
+            route("GET", "/executions/{id}", self.status),
+            route("GET", "/inputs", self.all_inputs),
+            route("POST", "/worker/claim", self.claim),
+            route("POST", "/worker/report", self.report),
+            route("POST", "/worker/complete", self.conclude),
+            route("GET", "/roles", self.roles),
+            route("GET", "/daemon", self.daemon),
+            route("POST", "/doctor", self.doctor),
+            route("POST", "/backup", self.backup),
+            route("GET", "/healthz", self.healthz),
+            route("POST", "/tokens", self.create_token),
+            route("GET", "/tokens", self.list_tokens),
+            route("DELETE", "/tokens/{id}", self.revoke_token),
         ]
         for prefix in ("/tasks/{id}", "/executions/{id}"):
             routes += [
-                _route("GET", prefix + "/progress", self.progress),
-                _route("GET", prefix + "/events", self.events),
-                _route("GET", prefix + "/result", self.result),
-                _route("GET", prefix + "/output", self.output),
-                _route("POST", prefix + "/cancel", self.cancel),
-                _route("POST", prefix + "/pause", self.pause),
-                _route("POST", prefix + "/resume", self.resume),
-                _route("GET", prefix + "/inputs", self.inputs),
-                _route("POST", prefix + "/inputs", self.answer),
-                _route("GET", prefix + "/metrics", self.metrics),
+                route("GET", prefix + "/progress", self.progress),
+                route("GET", prefix + "/events", self.events),
+                route("GET", prefix + "/result", self.result),
+                route("GET", prefix + "/output", self.output),
+                route("POST", prefix + "/cancel", self.cancel),
+                route("POST", prefix + "/pause", self.pause),
+                route("POST", prefix + "/resume", self.resume),
+                route("GET", prefix + "/inputs", self.inputs),
+                route("POST", prefix + "/inputs", self.answer),
+                route("GET", prefix + "/metrics", self.metrics),
             ]
-        return list(routes)
+        return [*routes, *PlanRoutes(self._vespera).routes()]
 
     async def create_task(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         new = await requests.body(request, NewTask)
-        return _json(await self._vespera.create_task(current_caller.get(), new), status=201)
+        return json(await self._vespera.create_task(current_caller.get(), new), status=201)
 
     async def list_tasks(self, request: HttpRequest) -> Response:
         asked = requests.query(request, _List)
@@ -196,25 +191,25 @@ class _Api:
             limit=asked.limit,
             page=asked.page,
         )
-        return _json(page)
+        return json(page)
 
     async def status(self, request: HttpRequest) -> Response:
         asked = requests.query(request, _Detail)
-        return _json(await self._vespera.get_status(current_caller.get(), _id(request), detail=asked.detail))
+        return json(await self._vespera.get_status(current_caller.get(), id_of(request), detail=asked.detail))
 
     async def definition(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
-        return _json(await self._vespera.get_task(current_caller.get(), _id(request)))
+        return json(await self._vespera.get_task(current_caller.get(), id_of(request)))
 
     async def execute(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         handle = await self._vespera.execute_task(current_caller.get(), await requests.body(request, Execute))
-        return _json(handle, status=200 if handle.done else 202)
+        return json(handle, status=200 if handle.done else 202)
 
     async def progress(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
-        progress = await self._vespera.get_progress(current_caller.get(), _id(request))
-        return Response(status_code=204) if progress is None else _json(progress)
+        progress = await self._vespera.get_progress(current_caller.get(), id_of(request))
+        return Response(status_code=204) if progress is None else json(progress)
 
     async def events(self, request: HttpRequest) -> ASGIApp:
         asked = requests.query(request, _Events)
@@ -222,12 +217,12 @@ class _Api:
             return await self._event_stream(request, asked.cursor)
         page = await self._vespera.read_events(
             current_caller.get(),
-            _id(request),
+            id_of(request),
             cursor=asked.cursor,
             wait_ms=asked.wait_ms,
             max_events=asked.max_events,
         )
-        return _json(page)
+        return json(page)
 
     async def result(self, request: HttpRequest) -> Response:
         asked = requests.query(request, _Result)
@@ -235,52 +230,52 @@ class _Api:
         if limit is None:
             limit = 0 if asked.output_offset is None else _OUTPUT_LIMIT
         result = await self._vespera.get_result(
-            current_caller.get(), _id(request), output_offset=asked.output_offset, output_limit=limit
+            current_caller.get(), id_of(request), output_offset=asked.output_offset, output_limit=limit
         )
-        return _json(result)
+        return json(result)
 
     async def output(self, request: HttpRequest) -> Response:
         asked = requests.query(request, _Output)
         page = await self._vespera.read_output(
             current_caller.get(),
-            _id(request),
+            id_of(request),
             stream=asked.stream,
             offset=asked.offset,
             limit=asked.limit,
             wait_ms=asked.wait_ms,
         )
-        return _json(page)
+        return json(page)
 
     async def cancel(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         asked = await requests.body(request, _Cancel)
         answer = await self._vespera.cancel(
-            current_caller.get(), _id(request), reason=asked.reason, wait_ms=asked.wait_ms
+            current_caller.get(), id_of(request), reason=asked.reason, wait_ms=asked.wait_ms
         )
-        return _json(answer, status=200 if answer.success else 409)
+        return json(answer, status=200 if answer.success else 409)
 
     async def pause(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         asked = await requests.body(request, _Pause)
         answer = await self._vespera.pause(
-            current_caller.get(), _id(request), reason=asked.reason, wait_ms=asked.wait_ms
+            current_caller.get(), id_of(request), reason=asked.reason, wait_ms=asked.wait_ms
         )
-        return _json(answer, status=202 if answer.pending else 200 if answer.success else 409)
+        return json(answer, status=202 if answer.pending else 200 if answer.success else 409)
 
     async def resume(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         asked = await requests.body(request, _Resume)
-        answer = await self._vespera.resume(current_caller.get(), _id(request), reason=asked.reason)
-        return _json(answer, status=200 if answer.success else 409)
+        answer = await self._vespera.resume(current_caller.get(), id_of(request), reason=asked.reason)
+        return json(answer, status=200 if answer.success else 409)
 
     async def all_inputs(self, request: HttpRequest) -> Response:
         asked = requests.query(request, _Inputs)
-        return _json(await self._vespera.list_inputs(current_caller.get(), limit=asked.limit))
+        return json(await self._vespera.list_inputs(current_caller.get(), limit=asked.limit))
 
     async def inputs(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
-        status = await self._vespera.get_status(current_caller.get(), _id(request))
-        return _json(
+        status = await self._vespera.get_status(current_caller.get(), id_of(request))
+        return json(
             _RunInputs(
                 task_id=status.task_id,
                 session_id=status.session_id,
@@ -292,71 +287,71 @@ class _Api:
 
     async def answer(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
-        caller, any_id = current_caller.get(), _id(request)
+        caller, any_id = current_caller.get(), id_of(request)
         given = await requests.body(request, GiveAnswers)
         status = await self._vespera.get_status(caller, any_id)
         answered = await self._vespera.answer_input(caller, any_id, by_key(given, status.inputs))
-        return _json(answered, status=200 if answered.success else 409)
+        return json(answered, status=200 if answered.success else 409)
 
     async def metrics(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
-        return _json(await self._vespera.get_metrics(current_caller.get(), _id(request)))
+        return json(await self._vespera.get_metrics(current_caller.get(), id_of(request)))
 
     async def claim(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         asked = await requests.body(request, Claim)
         # Given to a client that is gone, a task would wait for the end of its lease.
         claimed = await requests.while_connected(request, self._vespera.workers.claim(current_caller.get(), asked))
-        return Response(status_code=204) if claimed is None else _json(claimed)
+        return Response(status_code=204) if claimed is None else json(claimed)
 
     async def report(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         asked = await requests.body(request, Report)
-        return _json(await self._vespera.workers.report(current_caller.get(), asked))
+        return json(await self._vespera.workers.report(current_caller.get(), asked))
 
     async def conclude(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         asked = await requests.body(request, Conclude)
-        return _json(await self._vespera.workers.conclude(current_caller.get(), asked))
+        return json(await self._vespera.workers.conclude(current_caller.get(), asked))
 
     async def roles(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
-        return _json(self._vespera.list_roles(current_caller.get()))
+        return json(self._vespera.list_roles(current_caller.get()))
 
     async def daemon(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         caller, whole = current_caller.get(), self._describe()
-        return _json(whole if caller.sees_only is None else self._vespera.visit(caller, url=whole.url))
+        return json(whole if caller.sees_only is None else self._vespera.visit(caller, url=whole.url))
 
     async def doctor(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         await requests.body(request, _Nothing)
-        return _json(await self._vespera.doctor(current_caller.get()))
+        return json(await self._vespera.doctor(current_caller.get()))
 
     async def backup(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         asked = await requests.body(request, Backup)
-        return _json(await self._vespera.backup(current_caller.get(), asked), status=201)
+        return json(await self._vespera.backup(current_caller.get(), asked), status=201)
 
     async def create_token(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         asked = await requests.body(request, NewToken)
-        return _json(await self._vespera.access.create(current_caller.get(), asked), status=201)
+        return json(await self._vespera.access.create(current_caller.get(), asked), status=201)
 
     async def list_tokens(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
-        return _json(self._vespera.access.listed(current_caller.get()))
+        return json(self._vespera.access.listed(current_caller.get()))
 
     async def revoke_token(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
-        return _json(await self._vespera.access.revoke(current_caller.get(), _id(request)))
+        return json(await self._vespera.access.revoke(current_caller.get(), id_of(request)))
 
     async def healthz(self, request: HttpRequest) -> Response:
         requests.query(request, _Nothing)
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     async def _event_stream(self, request: HttpRequest, cursor: int) -> EventStream:
-        caller, any_id = current_caller.get(), _id(request)
+        caller, any_id = current_caller.get(), id_of(request)
         cursor = resume_cursor(request.headers.get("last-event-id"), cursor)
         # What can be refused is refused before the stream begins: after its first byte there is no status code.
         await self._vespera.read_events(caller, any_id, cursor=cursor, max_events=1)
@@ -375,31 +370,7 @@ class _Api:
         return EventStream(events(), summary)
 
 
-def _route(method: str, path: str, endpoint: Endpoint) -> Route:
-    @wraps(endpoint)
-    async def answer(request: HttpRequest) -> ASGIApp:
-        try:
-            return await endpoint(request)
-        except VesperaError as error:
-            return problem_of(error)
-        except Exception:
-            # The door's boundary: a fault of ours costs this one answer. The caller gets no more than its name.
-            incident = uuid.uuid4().hex[:12]
-            log.exception("Incident %s: %s %s failed", incident, method, path)
-            return unexpected(incident)
-
-    return Route(path, answer, methods=[method])
-
-
 async def _no_such_route(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "HTTP_ERROR")
     return problem(error.status_code, code, f"{request.method} leads nowhere here", headers=error.headers)
-
-
-def _json(view: BaseModel, *, status: int = 200) -> Response:
-    return Response(view.model_dump_json().encode(), status, media_type="application/json")
-
-
-def _id(request: HttpRequest) -> str:
-    return request.path_params["id"]

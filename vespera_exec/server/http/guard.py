@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _TOKEN_PARAMETERS = (b"token", b"access_token")
 _CWD = b"x-vespera-cwd"
 _ENV = b"x-vespera-env"
+_VALUES = dict.fromkeys(("/plans", "/plans/check"), 8 * MOST_VALUES)
+"""How many JSON values a body may hold, where that is more than elsewhere: a plan has thousands of steps."""
 
 
 class Door(Protocol):
@@ -171,7 +173,7 @@ class Guard:
             entry = self._door.admit(headers)
             with entry.while_valid() as valid:
                 _check_media_type(headers)
-                body = await self._body(headers, receive)
+                body = await self._body(headers, receive, most=_VALUES.get(scope["path"], MOST_VALUES))
                 if body is not None:
                     await self._pass(entry.caller, scope, _replayed(body, receive), answer.send)
             if valid is not None and valid.cancelled_caught:
@@ -201,7 +203,7 @@ class Guard:
         finally:
             current_caller.reset(before)
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
+    async def _body(self, headers: Headers, receive: Receive, *, most: int) -> bytes | None:
         """The whole body; None when the client went away before its end."""
         declared = headers.only(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > self._body_limit:
@@ -219,8 +221,8 @@ class Guard:
             chunks.append(chunk)
             if not message.get("more_body", False):
                 body = b"".join(chunks)
-                if has_too_many_values(body):
-                    raise Refused(400, "INVALID_INPUT", f"A body may hold at most {MOST_VALUES} JSON values")
+                if has_too_many_values(body, most=most):
+                    raise Refused(400, "INVALID_INPUT", f"A body may hold at most {most} JSON values")
                 return body
 
     def _too_large(self) -> Refused:

@@ -13,6 +13,7 @@ from vespera_exec.errors import (
     DaemonUnavailable,
     DataDirectoryInUse,
     InvalidInput,
+    InvalidPlan,
     NotFound,
     PermissionDenied,
     StoreUnavailable,
@@ -22,8 +23,11 @@ from vespera_exec.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vespera_exec.app.shapes import Json
+
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
+_MOST_PROBLEMS = 1000
 
 # The first that fits.
 _STATUS: tuple[tuple[type[VesperaError], int], ...] = (
@@ -55,9 +59,15 @@ class Refused(Exception):
 
 
 def problem(
-    status: int, error_code: str, detail: str, *, hint: str = "", headers: Mapping[str, str] | None = None
+    status: int,
+    error_code: str,
+    detail: str,
+    *,
+    hint: str = "",
+    headers: Mapping[str, str] | None = None,
+    more: Mapping[str, Json] | None = None,
 ) -> Response:
-    """`{type, title, status, detail, error_code, hint}` as `application/problem+json`."""
+    """`{type, title, status, detail, error_code, hint}` and `more`, as `application/problem+json`."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -65,6 +75,7 @@ def problem(
         "detail": detail,
         "error_code": error_code,
         "hint": hint,
+        **(more or {}),
     }
     return Response(orjson.dumps(body), status, headers=headers, media_type=PROBLEM_JSON)
 
@@ -72,7 +83,8 @@ def problem(
 def problem_of(error: VesperaError) -> Response:
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
-    return problem(status, error.error_code, error.message, hint=error.hint, headers=headers)
+    more = {"problems": error.to_dict()["problems"][:_MOST_PROBLEMS]} if isinstance(error, InvalidPlan) else None
+    return problem(status, error.error_code, error.message, hint=error.hint, headers=headers, more=more)
 
 
 def unexpected(incident: str) -> Response:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _R = TypeVar("_R", bound=Request)
 _T = TypeVar("_T")
 
+_LARGE_BYTES = 128 * 1024
+"""A body of more is not read in the loop."""
+
 
 def query(request: HttpRequest, shape: type[_R]) -> _R:
     """The query parameters as a `shape`; a bare `?flag` is true.
@@ -47,6 +50,12 @@ async def body(request: HttpRequest, shape: type[_R]) -> _R:
         InvalidInput: it is not a JSON object in UTF-8, is nested too deeply, or does not fit the shape.
     """
     raw = await request.body()
+    if len(raw) <= _LARGE_BYTES:
+        return _read(raw, shape)
+    return await anyio.to_thread.run_sync(_read, raw, shape)
+
+
+def _read(raw: bytes, shape: type[_R]) -> _R:
     try:
         given = parsed_json(raw or b"{}")
     except ValueError as error:

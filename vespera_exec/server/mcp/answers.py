@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 from mcp_types import CallToolResult, TextContent
 
+from vespera_exec.errors import InvalidPlan
 from vespera_exec.model.enums import ExecutionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from vespera_exec.app.plan_views import StepPage
     from vespera_exec.app.views import InputView, Json, Result, Run, Status, View
     from vespera_exec.errors import VesperaError
 
@@ -20,6 +22,7 @@ PAGE_CHARACTERS = 40_000
 
 _INPUT_CHARACTERS = 20_000
 _MOST_BRIEF_INPUTS = 3
+_MOST_BRIEF_STEPS = 2
 _TITLE_CHARACTERS = 80
 _MESSAGE_CHARACTERS = 120
 _ERROR_KEYS = ("code", "type", "message", "phase")
@@ -31,8 +34,11 @@ def success(answer: Mapping[str, Json], *, is_error: bool = False) -> CallToolRe
 
 
 def failure(error: VesperaError, promised: Mapping[str, Json] | None = None) -> CallToolResult:
-    """`{error, error_code, hint}`, over the keys that the tool promises also then."""
+    """`{error, error_code, hint}`, over the keys that the tool promises also then; of a plan `problems`, too."""
     structured = {"error": error.message, "error_code": error.error_code, "hint": error.hint, **(promised or {})}
+    if isinstance(error, InvalidPlan):
+        problems = error.to_dict()["problems"]
+        structured["problems"] = fitting(problems, _INPUT_CHARACTERS)
     text = f"{error.message} — {error.hint}" if error.hint else error.message
     return CallToolResult(content=[_text(_storable(text))], structured_content=_sendable(structured), is_error=True)
 
@@ -67,6 +73,8 @@ def status(view: Status, *, detail: bool) -> dict[str, Json]:
     if not detail:
         _cut(answer, "title", _TITLE_CHARACTERS)
         _cut(answer["legacy_compatibility"], "last_error", _MESSAGE_CHARACTERS)
+        if view.plan is not None:
+            answer["plan"] = _brief_plan(answer["plan"])
         if session is not None:
             _cut(session["overall_progress"], "message", _MESSAGE_CHARACTERS)
             if "error_context" in session:
@@ -88,6 +96,20 @@ def brief_questions(inputs: Sequence[InputView]) -> dict[str, Json]:
     for each in shown:
         _cut(each, "message", _TITLE_CHARACTERS)
     return _with_rest(shown, len(inputs))
+
+
+def steps(page: StepPage) -> dict[str, Json]:
+    """A page of steps for a model: of each only what says something, and as many as an answer may hold."""
+    whole = [_telling(each) for each in of(page)["steps"]]
+    shown = fitting(whole, PAGE_CHARACTERS)
+    answer = of(page) | {"steps": shown}
+    if len(shown) < len(whole):
+        answer["next_after"] = shown[-1]["position"]
+    return answer
+
+
+def _telling(step: dict[str, Json]) -> dict[str, Json]:
+    return {name: value for name, value in step.items() if name == "position" or value not in ("", 0, False, [])}
 
 
 def fitting(items: Iterable[dict[str, Json]], characters: int) -> list[dict[str, Json]]:
@@ -172,6 +194,14 @@ def _cut(holder: dict[str, Json], name: str, limit: int) -> None:
     value = holder.get(name)
     if isinstance(value, str) and len(value) > limit:
         holder[name] = value[: limit - 1] + "…"
+
+
+def _brief_plan(plan: dict[str, Json]) -> dict[str, Json]:
+    """Its numbers, and the first few steps by their ids; what it is called stands in the title."""
+    brief: dict[str, Json] = {name: plan[name] for name in ("steps", "counts", "last_checkpoint") if name in plan}
+    brief["current"] = [each["step"] for each in plan["current"][:_MOST_BRIEF_STEPS]]
+    brief["failed"] = plan["failed"][:_MOST_BRIEF_STEPS]
+    return brief
 
 
 def _brief(context: dict[str, Any]) -> dict[str, Json]:

@@ -39,14 +39,16 @@ def input_schema(arguments: type[Request], described: Mapping[str, str]) -> dict
     }
 
 
-def output_schema(answer: type[View], *, untyped: tuple[str, ...] = ()) -> dict[str, Json]:
+def output_schema(
+    answer: type[View], *, untyped: tuple[str, ...] = (), nullable: tuple[str, ...] = ()
+) -> dict[str, Json]:
     """The keys of an answer with their types, one level deep.
 
     Nothing is required and nothing is forbidden: some clients hold errors, too, against this schema.
-    `untyped` names the keys which have another type in an error.
+    `untyped` names the keys which have another type in an error, `nullable` those which are sent when they are null.
     """
     shown = {
-        name: {} if name in untyped else _shallow(schema)
+        name: {} if name in untyped else _shallow(schema, nullable=name in nullable)
         for name, schema in _properties(answer.model_json_schema(mode="serialization"))
     }
     return {"type": "object", "properties": shown}
@@ -77,15 +79,15 @@ def _properties(schema: dict[str, Json]) -> list[tuple[str, dict[str, Json]]]:
     return list(cast("dict[str, dict[str, Json]]", schema.get("properties", {})).items())
 
 
-def _alternatives(schema: dict[str, Json]) -> tuple[dict[str, Json], bool]:
-    """The schema without its null, and whether it had one."""
+def _not_null(schema: dict[str, Json]) -> dict[str, Json]:
+    """The schema without its null; empty where that leaves several."""
     kinds = cast("list[dict[str, Json]]", schema.get("anyOf", [schema]))
     real = [kind for kind in kinds if kind.get("type") != "null"]
-    return (real[0] if len(real) == 1 else {}), len(real) < len(kinds)
+    return real[0] if len(real) == 1 else {}
 
 
 def _argument(schema: dict[str, Json], description: str | None) -> dict[str, Json]:
-    kind, _ = _alternatives(schema)
+    kind = _not_null(schema)
     shown = {key: value for key, value in kind.items() if key not in _NOISE}
     if schema.get("default") not in (None, "", {}):
         shown["default"] = schema["default"]
@@ -93,8 +95,8 @@ def _argument(schema: dict[str, Json], description: str | None) -> dict[str, Jso
     return {**shown, "description": said} if said else shown
 
 
-def _shallow(schema: dict[str, Json]) -> dict[str, Json]:
-    kind, nullable = _alternatives(schema)
+def _shallow(schema: dict[str, Json], *, nullable: bool) -> dict[str, Json]:
+    kind = _not_null(schema)
     name = "object" if "$ref" in kind else kind.get("type")
     if name is None:
         return {}
@@ -146,6 +148,5 @@ def _expected(arguments: type[Request]) -> str:
 @cache
 def _kinds(arguments: type[Request]) -> dict[str, str]:
     return {
-        name: str(_alternatives(schema)[0].get("type", "any"))
-        for name, schema in _properties(arguments.model_json_schema())
+        name: str(_not_null(schema).get("type", "any")) for name, schema in _properties(arguments.model_json_schema())
     }

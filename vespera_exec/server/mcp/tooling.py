@@ -57,6 +57,8 @@ class ToolPlan:
     use: Callable[[Call, Any], Awaitable[dict[str, Json]]]
     described: dict[str, str] = field(default_factory=dict[str, str])
     untyped: tuple[str, ...] = ()
+    nullable: tuple[str, ...] = ()
+    """Keys of its answer that are sent also when they are null; the others are left out then."""
     not_found: dict[str, Json] = field(default_factory=dict[str, "Json"])
     changes: bool = False
     destroys: bool = False
@@ -96,7 +98,7 @@ def bound(plan: ToolPlan, vespera: Vespera, heartbeat_seconds: float, board: Boa
         title=plan.title,
         description=plan.description,
         arguments=schemas.input_schema(plan.takes, plan.described),
-        output=schemas.output_schema(plan.gives, untyped=plan.untyped),
+        output=schemas.output_schema(plan.gives, untyped=plan.untyped, nullable=plan.nullable),
         annotations=ToolAnnotations(
             read_only_hint=not plan.changes,
             destructive_hint=plan.destroys,

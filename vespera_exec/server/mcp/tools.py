@@ -8,7 +8,7 @@ from vespera_exec.errors import InvalidInput
 from vespera_exec.server.mcp import answers
 from vespera_exec.server.mcp.asking import Board
 from vespera_exec.server.mcp.tooling import ToolPlan, bound, start_of
-from vespera_exec.server.mcp.toolsets import core, operations, worker
+from vespera_exec.server.mcp.toolsets import core, operations, plans, worker
 from vespera_exec.server.mcp.watching import HEARTBEAT_SECONDS
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ TOOLSETS: Final[dict[str, tuple[ToolPlan, ...]]] = {
     "core": core.PLANS,
     "worker": worker.PLANS,
     "operations": operations.PLANS,
+    "plans": plans.PLANS,
 }
 
 

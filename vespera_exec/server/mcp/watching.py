@@ -95,12 +95,14 @@ class Watch:
         began = anyio.current_time()
         first, deadline, wait = cursor, began + wait_ms / 1000, 0.0
         end = began + max(DIALOG_SECONDS if self.host.sees_progress else SILENT_SECONDS, wait_ms / 1000)
-        news = False
+        news, looks = False, True
         while True:
             page = await self.vespera.read_events(
                 self.caller, any_id, cursor=cursor, wait_ms=math.ceil(wait * 1000), max_events=max_events
             )
-            status = await self._parked(any_id, page)
+            status = await self._parked(any_id, page, looks=looks)
+            # A plan runs while a step waits for an answer, and has news all the time.
+            looks = status is not None and status.plan is not None
             inputs = status.inputs if status is not None else None
             if wait_ms and status is not None and inputs and (askable := self.host.askable(inputs)):
                 await overlay.show(page)
@@ -112,7 +114,7 @@ class Watch:
                     news = await self._ask(status, askable, overlay, until=end)
                 deadline, wait = min(anyio.current_time() + left, end), 0.0
                 continue
-            news = news or bool(page.events)
+            news = news or (any(map(_asks, page.events)) if looks else bool(page.events))
             over = page.done or anyio.current_time() >= deadline or bool(inputs and news)
             yield SeenPage.model_construct(**dict(page), inputs=inputs or None, input_error=self.host.refused)
             if over:
@@ -125,11 +127,10 @@ class Watch:
             cursor = page.next_cursor
             wait = min(max(0.0, deadline - anyio.current_time()), self.heartbeat_seconds)
 
-    async def _parked(self, any_id: str, page: EventPage) -> Status | None:
-        """The status of a run that may be waiting for an answer."""
+    async def _parked(self, any_id: str, page: EventPage, *, looks: bool) -> Status | None:
+        """The status of a run that may be waiting for an answer; with `looks` also of one that does not stand still."""
         # The page's status may be older than its events.
-        asked = any(event["type"] == EventType.APPROVAL_REQUESTED for event in page.events)
-        if page.done or not (asked or page.status == ExecutionStatus.PAUSED):
+        if page.done or not (looks or page.status == ExecutionStatus.PAUSED or any(map(_asks, page.events))):
             return None
         return await self.vespera.get_status(self.caller, any_id)
 
@@ -161,7 +162,7 @@ class Watch:
 def line(event: dict[str, Json]) -> str:
     """An event as one readable line."""
     progress = mapping(event.get("progress"))
-    parts: list[str] = []
+    parts: list[str] = [event["step_id"]] if event.get("step_id") else []
     if _is_progress(event) and isinstance(percentage := progress.get("percentage"), int | float):
         parts.append(f"{percentage:.0f} %")
     if new := mapping(event.get("status")).get("new"):
@@ -176,6 +177,12 @@ def line(event: dict[str, Json]) -> str:
 
 def _short(text: str) -> str:
     return " ".join(text.split())[:_MESSAGE_CHARACTERS]
+
+
+def _asks(event: dict[str, Json]) -> bool:
+    if event["type"] == EventType.STEP_WAITING:
+        return mapping(event.get("details")).get("for") == "answer"
+    return event["type"] == EventType.APPROVAL_REQUESTED
 
 
 def _is_progress(event: dict[str, Json]) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import orjson
 from pydantic import Field
 
 from vespera_exec.app import views
+from vespera_exec.app.plan_views import ExecutePlan
 from vespera_exec.app.replies import by_key
 from vespera_exec.errors import RunExpired
 from vespera_exec.server.mcp import answers
@@ -17,6 +18,8 @@ from vespera_exec.server.mcp.tooling import Call, ToolPlan
 from vespera_exec.server.mcp.watching import SeenPage
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from vespera_exec.app.service import Vespera
     from vespera_exec.app.views import Json
     from vespera_exec.model.principal import Caller
@@ -26,10 +29,12 @@ _CANCEL_WAIT_MS = 6000
 _MAX_EVENTS = 500
 _PAGE_EVENTS = 100
 _MAX_OUTPUT = 20_000
+_PROMISED_METRICS = ("success_rate", "average_duration_seconds", "last_error")
 
 TaskId = Annotated[str, Field(min_length=1, max_length=200, description="Task or session id, or a unique prefix")]
 WaitMs = Annotated[int, Field(ge=0, le=MAX_WAIT_MS, description="Wait up to this long, in milliseconds")]
 Cursor = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_Started = TypeVar("_Started", views.Execute, ExecutePlan)
 
 
 class OneTask(views.Request):
@@ -124,11 +129,30 @@ class Answered(_Outcome, views.Answered):
 
 
 async def _execute_task(call: Call, request: views.Execute) -> dict[str, Json]:
+    return await _executed(call, request, _start)
+
+
+async def _execute_plan(call: Call, request: ExecutePlan) -> dict[str, Json]:
+    return await _executed(call, request, _start_plan)
+
+
+async def _start(vespera: Vespera, caller: Caller, request: views.Execute) -> views.Handle:
+    return await vespera.execute_task(caller, request.model_copy(update={"wait_ms": 0}))
+
+
+async def _start_plan(vespera: Vespera, caller: Caller, request: ExecutePlan) -> views.Handle:
+    return await vespera.plans.execute(caller, request.model_copy(update={"wait_ms": 0}))
+
+
+async def _executed(
+    call: Call, request: _Started, start: Callable[[Vespera, Caller, _Started], Awaitable[views.Handle]]
+) -> dict[str, Json]:
+    """What was started, and what became of it within `wait_ms`; or in the next round of a call that waits for it."""
     if (before := call.host.round) is not None:
         return await _followed(
             call, before.task_id, before.run_id, cursor=before.cursor, wait_ms=min(before.left_ms, MAX_WAIT_MS)
         )
-    handle = await call.vespera.execute_task(call.caller, request.model_copy(update={"wait_ms": 0}))
+    handle = await start(call.vespera, call.caller, request)
     answer = answers.of(handle)
     if request.wait_ms or handle.done:
         with suppress(RunExpired):
@@ -136,10 +160,6 @@ async def _execute_task(call: Call, request: views.Execute) -> dict[str, Json]:
                 call, handle.task_id, handle.run_id, cursor=handle.cursor, wait_ms=request.wait_ms
             )
     return answer
-
-
-async def _start(vespera: Vespera, caller: Caller, request: views.Execute) -> views.Handle:
-    return await vespera.execute_task(caller, request.model_copy(update={"wait_ms": 0}))
 
 
 async def _answer(call: Call, given: GiveAnswers) -> dict[str, Json]:
@@ -220,9 +240,7 @@ async def _get_result(call: Call, asked: AskResult) -> dict[str, Json]:
 
 
 async def _get_metrics(call: Call, asked: OneTask) -> dict[str, Json]:
-    metrics = await call.vespera.get_metrics(call.caller, asked.task_id)
-    promised = ("success_rate", "average_duration_seconds", "last_error")
-    return answers.of(metrics, keep=promised)
+    return answers.of(await call.vespera.get_metrics(call.caller, asked.task_id), keep=_PROMISED_METRICS)
 
 
 class _Collected:
@@ -253,6 +271,11 @@ class _Collected:
 
 
 _KEY = "A repeat with the same key answers with the first one's ids"
+_PLAN = """\
+{steps: [{id, role, inputs?, depends_on?: [ids], timeout_seconds?, retries?: n, fallback?: role, approval?: question, \
+continue_on_failure?}], name?, variables?, max_parallel?, output?}. ${steps.ID.output.name} and ${variables.NAME} in \
+inputs and output are replaced. Example: {steps: [{id: a, role: survey}, {id: b, role: command, inputs: {argv: [echo, \
+'${steps.a.output.files} files']}}]}"""
 
 PLANS = (
     ToolPlan(
@@ -287,6 +310,32 @@ PLANS = (
         opens_world=True,
     ),
     ToolPlan(
+        name="execute_plan",
+        title="Execute a plan",
+        description=(
+            "Start steps that need each other, as one task: followed, stopped and fetched like any. A question of a "
+            "step has the key STEP/KEY. A plan that is refused starts nothing: see `problems`."
+        ),
+        takes=ExecutePlan,
+        gives=Executed,
+        use=_execute_plan,
+        starts=_start_plan,
+        stands_for_the_work=True,
+        untyped=("result",),
+        meta=TOOL_META,
+        described={
+            "plan": _PLAN,
+            "variables": "Override the plan's",
+            "title": "Else the plan's name",
+            "wait_ms": "Wait up to this long for the end",
+            "idempotency_key": _KEY,
+        },
+        changes=True,
+        destroys=True,
+        repeatable=False,
+        opens_world=True,
+    ),
+    ToolPlan(
         name="get_task_execution_status",
         title="Status of a task",
         description=(
@@ -296,6 +345,7 @@ PLANS = (
         takes=AskStatus,
         gives=SeenStatus,
         use=_get_status,
+        nullable=("session_id", "session"),
         meta=TOOL_META,
         not_found={"executing": False, "task_found": False, "error": "Task not found"},
     ),
@@ -413,6 +463,7 @@ PLANS = (
         takes=OneTask,
         gives=views.Metrics,
         use=_get_metrics,
+        nullable=_PROMISED_METRICS,
         not_found={"error": "Task not found"},
     ),
 )

@@ -1,0 +1,236 @@
+"""`run plan.yaml`, `plan`, `steps`, and what `status`, `cancel`, `pause` and `resume` do with a plan."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli_harness import marked, until
+
+if TYPE_CHECKING:
+    from cli_harness import Cli
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def sh(name: str, script: str, *needs: str, **more: Any) -> dict[str, Any]:
+    return {"id": name, "role": "command", "inputs": {"argv": ["sh", "-c", script]}, "depends_on": list(needs)} | more
+
+
+def plan_file(cli: Cli, name: str, *steps: dict[str, Any], **more: Any) -> str:
+    (cli.cwd / f"{name}.json").write_text(json.dumps({"name": name, "steps": steps} | more))
+    return f"{name}.json"
+
+
+def detached(cli: Cli, *arguments: str) -> str:
+    return str(cli.json("run", "--detach", *arguments)["task_id"])
+
+
+def states(cli: Cli, task_id: str) -> dict[str, str]:
+    return {each["id"]: each["status"] for each in cli.json("steps", task_id, "--all")["steps"]}
+
+
+def test_the_example_runs_and_prints_its_output(cli: Cli) -> None:
+    (cli.cwd / "some.txt").write_text("one\ntwo\n")
+    done = cli.run("run", str(EXAMPLES / "plan.yaml"), "--set", "folder=.")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["largest"]
+    lines = done.stderr.splitlines()
+    assert "vespera-exec: 0/4 survey started (survey)" in lines
+    assert lines.index("vespera-exec: 1/4 survey completed") < lines.index("vespera-exec: 4/4 report completed")
+    assert lines[-1].startswith("vespera-exec: completed in ")
+    assert "steps: 4 completed" in lines[-1]
+
+
+def test_the_release_asks_in_the_terminal_retries_falls_back_and_goes_on(cli: Cli) -> None:
+    with cli.terminal("run", str(EXAMPLES / "release.yaml"), "--set", "version=1.4.0") as terminal:
+        terminal.until("Shall it be published?")
+        terminal.until("yes or no?")
+        terminal.type("yes\n")
+        assert terminal.finish() == 0
+        text = "\n".join(terminal.screen.text())
+        assert "failed: spelling: " in text
+        assert '"version": "1.4.0"' in text
+        assert "completed in" in text
+
+
+def test_a_failed_step_stops_only_what_needs_it_and_the_end_says_so(cli: Cli) -> None:
+    path = plan_file(
+        cli, "branches",
+        sh("bad", "exit 3"), sh("after", "true", "bad"), sh("last", "true", "after"), sh("other", "true"),
+    )  # fmt: skip
+    done = cli.run("run", path)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    assert any(line.startswith("vespera-exec: failed: bad: ") and "(EXIT_NONZERO)" in line for line in said)
+    assert any(line.startswith("vespera-exec: skipped: after: needs bad") for line in said)
+    assert any(line.startswith("vespera-exec: skipped: last: needs ") for line in said)
+    assert any(line.startswith("vespera-exec: failed after ") and "STEP_FAILED" in line for line in said)
+    assert any("other completed" in line for line in said)
+    document = cli.run("run", path, "--json")
+    assert document.returncode == 1
+    ended = json.loads(document.stdout)
+    assert (ended["exit_code"], ended["error"]["code"]) == (1, "STEP_FAILED")
+    assert [each["step"] for each in ended["result"]["skipped"]] == ["after", "last"]
+
+
+def test_a_plan_that_is_refused_names_every_problem_with_its_step_and_starts_nothing(fresh: Cli) -> None:
+    path = plan_file(
+        fresh, "wrong",
+        sh("a", "true", "b"), sh("b", "true", "a"), sh("c", "true", "nowhere"), {"id": "d", "role": "no-such-role"},
+    )  # fmt: skip
+    checked = fresh.run("plan", "check", path)
+    assert (checked.returncode, checked.stderr) == (1, "")
+    assert "wrong.json: step c: " in checked.stdout
+    assert "nowhere" in checked.stdout
+    offline = json.loads(fresh.run("plan", "check", "--offline", "--json", path).stdout)
+    assert offline["valid"] is False
+    assert {each["step"] for each in offline["problems"]} >= {"c"}
+    refused = fresh.run("run", path)
+    assert (refused.returncode, refused.stdout) == (125, "")
+    assert "vespera-exec: step c: " in refused.stderr
+    assert "(INVALID_PLAN)" in refused.stderr
+    assert fresh.json("list")["tasks"] == []
+
+
+def test_an_unknown_role_is_found_by_the_daemon_and_not_offline(cli: Cli) -> None:
+    path = plan_file(cli, "roles", sh("a", "true"), {"id": "d", "role": "no-such-role", "depends_on": ["a"]})
+    offline = cli.run("plan", "check", "--offline", path)
+    assert (offline.returncode, offline.stdout) == (
+        0, "roles.json: 2 steps in 2 levels, at most 1 beside each other (roles were not looked up)\n",
+    )  # fmt: skip
+    checked = cli.run("plan", "check", path)
+    assert checked.returncode == 1
+    assert "roles.json: step d: " in checked.stdout
+    assert "no-such-role" in checked.stdout
+    good = cli.run("plan", "check", str(EXAMPLES / "release.yaml"))
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "5 steps in 4 levels, at most 2 beside each other" in good.stdout
+
+
+def test_a_plan_is_drawn_from_its_file_and_from_where_it_stands(cli: Cli) -> None:
+    path = plan_file(cli, "drawn", sh("one", "true"), sh("two", "exit 1", "one"), sh("three", "true", "two"))
+    text = cli.run("plan", "show", path).stdout.splitlines()
+    assert [line.split() for line in text] == [
+        ["1", "one", "command"], ["↓"], ["2", "two", "command", "←", "one"], ["↓"],
+        ["3", "three", "command", "←", "two"],
+    ]  # fmt: skip
+    assert cli.run("plan", "show", "--mermaid", path).stdout.startswith("flowchart LR\n")
+    assert cli.run("plan", "show", "--dot", path).stdout.startswith("digraph plan {\n")
+    ended = json.loads(cli.run("run", path, "--json").stdout)
+    shown = cli.run("plan", "show", ended["task_id"]).stdout
+    assert "✓ one" in shown
+    assert "✗ two" in shown
+    assert "» three" in shown
+
+
+def test_the_schema_describes_the_examples(cli: Cli) -> None:
+    schema = json.loads(cli.run("plan", "schema").stdout)
+    assert "steps" in schema["properties"]
+    for example in ("plan.yaml", "release.yaml"):
+        assert cli.run("plan", "check", "--offline", str(EXAMPLES / example)).returncode == 0
+
+
+def test_a_detached_plan_is_seen_step_by_step_and_the_same_key_starts_it_once(cli: Cli) -> None:
+    path = plan_file(cli, "seen", sh("first", "true"), sh("hold", "sleep 71", "first"), sh("then", "true", "hold"))
+    task_id = detached(cli, path, "--key", "k-seen", "--title", "Seen")
+    assert detached(cli, path, "--key", "k-seen", "--title", "Seen") == task_id
+    until(lambda: states(cli, task_id).get("hold") == "running", "the second step runs")
+    assert states(cli, task_id) == {"first": "completed", "hold": "running", "then": "pending"}
+    shown = cli.run("status", task_id).stdout
+    assert "Seen" in shown
+    assert "3: 1 completed, 1 running, 1 pending" in shown or "1 completed" in shown
+    assert "hold: running" in shown
+    assert [each["id"] for each in cli.json("steps", task_id, "--status", "running")["steps"]] == ["hold"]
+    rows = cli.run("steps", task_id).stdout.splitlines()
+    assert rows[0].split() == ["STEP", "STATUS", "DONE", "ROLE", "RUN", "TOOK", "TASK", "NOTE"]
+    assert [row.split()[:2] for row in rows[1:]] == [["first", "completed"], ["hold", "running"], ["then", "pending"]]
+    assert [each["title"] for each in cli.json("list", "--text", "seen")["tasks"]] == ["Seen"]
+    cli.run("cancel", task_id)
+
+
+def test_one_step_is_paused_resumed_and_cancelled(cli: Cli) -> None:
+    path = plan_file(cli, "steered", sh("hold", "sleep 72"), sh("then", "true", "hold"), sh("free", "sleep 73"))
+    task_id = detached(cli, path)
+    until(lambda: states(cli, task_id)["hold"] == "running", "it runs")
+    assert cli.run("pause", task_id, "--step", "hold").returncode == 0
+    until(lambda: "T" in {state_of(pid) for pid in marked("sleep\x0072")}, "its process is stopped")
+    assert cli.run("resume", task_id, "--step", "hold").returncode == 0
+    until(lambda: "T" not in {state_of(pid) for pid in marked("sleep\x0072")}, "its process goes on")
+    assert cli.run("cancel", task_id, "--step", "hold").returncode == 0
+    until(lambda: states(cli, task_id)["then"] == "skipped", "what needs it is skipped")
+    assert states(cli, task_id) == {"hold": "cancelled", "then": "skipped", "free": "running"}
+    missing = cli.run("cancel", task_id, "--step", "nowhere")
+    assert missing.returncode == 125
+    assert "nowhere" in missing.stderr
+    cli.run("cancel", task_id)
+
+
+def test_ctrl_c_cancels_the_whole_plan_and_leaves_no_process(cli: Cli) -> None:
+    path = plan_file(cli, "ended", sh("a", "sleep 74"), sh("b", "sleep 75"), sh("c", "true", "a", "b"))
+    with cli.terminal("run", path) as terminal:
+        terminal.until(lambda _: len(marked("sleep\x0074")) > 0)
+        terminal.until("0/3 steps")
+        terminal.type("\x03")
+        assert terminal.finish() == 130
+        assert "cancelling; Ctrl-C again leaves at once" in terminal.raw
+    assert marked("sleep\x0074") == marked("sleep\x0075") == []
+
+
+def test_a_watched_plan_shows_its_steps_and_is_left_alone(cli: Cli) -> None:
+    task_id = detached(cli, plan_file(cli, "watched", sh("held", "sleep 76")))
+    until(lambda: states(cli, task_id)["held"] == "running", "it runs")
+    with cli.terminal("status", "--watch", task_id) as terminal:
+        terminal.until("0/1 steps")
+        assert any("held" in line and "running" in line for line in terminal.screen.text())
+        terminal.type("\x03")
+        assert terminal.finish() == 130
+    assert cli.status(task_id) == "running"
+    cli.run("cancel", task_id)
+
+
+def test_a_plan_takes_variables_and_nothing_of_a_role(cli: Cli) -> None:
+    path = plan_file(
+        cli, "variables",
+        {"id": "say", "role": "command", "inputs": {"argv": ["echo", "${variables.what}"]}},
+        variables={"what": "nothing", "many": 1}, output={"what": "${variables.what}", "many": "${variables.many}"},
+    )  # fmt: skip
+    (cli.cwd / "what.txt").write_text("from a file")
+    done = cli.run("run", "--plan", path, "--set", "what=@what.txt", "--set", "many:=[1, 2]")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"what": "from a file", "many": [1, 2]}
+    for arguments in ((path, "--role", "survey", "--plan", path), ("--plan", path, "--", "true")):
+        assert cli.run("run", *arguments).returncode == 2
+    assert cli.run("run", "--role", "survey", "--set", "a=b").returncode == 2
+
+
+def test_a_hostile_name_is_shown_and_not_obeyed(cli: Cli) -> None:
+    path = plan_file(cli, "hostile", sh("a", "exit 1", title="\x1b[31mred\x07"), sh("b", "true", "a"))
+    done = cli.run("run", path, "--title", "\x1b]0;owned\x07")
+    assert done.returncode == 1
+    task_id = cli.json("list", "--text", "owned")["tasks"][0]["task_id"]
+    for command in (["status", task_id], ["steps", task_id], ["plan", "show", task_id]):
+        assert "\x1b" not in cli.run(*command).stdout
+    assert "\x1b" not in done.stderr
+
+
+def test_a_plan_is_started_without_the_weight_of_the_server(cli: Cli) -> None:
+    path = plan_file(cli, "light", sh("a", "true"))
+    script = (
+        "import sys; from vespera_exec.cli.app import main; code = main(sys.argv[1:]);"
+        "print(code, [name for name in ('mcp', 'pydantic', 'uvicorn') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "run", "-q", path], env=cli.environ, cwd=cli.cwd, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""

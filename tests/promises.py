@@ -215,6 +215,53 @@ PROMISES: dict[str, Promise] = {
             ),
         ),
     ),
+    "capacity": Promise(
+        text="Capacity is never exceeded and all of it comes back, also after a SIGKILL",
+        tests=(
+            "app/test_capacity.py::test_one_waits_for_the_gpu_of_another_and_what_needs_none_passes_it",
+            "app/test_capacity.py::test_it_is_given_back_before_the_end_is_seen_and_the_log_says_what_it_cost",
+            "app/test_capacity.py::test_failure_cancel_and_timeout_give_it_back_too",
+            "app/test_capacity.py::test_a_worker_gets_only_what_there_is_capacity_for",
+            "app/test_capacity.py::test_after_a_kill_the_next_owner_has_all_of_it_and_whoever_waited_gets_it",
+            "engine/test_capacity_pools.py::test_never_more_than_there_is_never_a_part_and_all_of_it_comes_back",
+            "engine/test_capacity_pools.py::test_a_stream_of_higher_priorities_starves_nobody",
+        ),
+        mutants=(
+            Mutant(
+                file="vespera_exec/engine/capacity.py",
+                right="if free[each.pool.id] >= amount]",
+                wrong="if each.total >= amount]",
+                caught_by="engine/test_capacity_pools.py"
+                "::test_never_more_than_there_is_never_a_part_and_all_of_it_comes_back",
+            ),
+            Mutant(
+                file="vespera_exec/engine/capacity.py",
+                right="        if now - oldest.since > PATIENCE_SECONDS:",
+                wrong="        if False:",
+                caught_by="engine/test_capacity_pools.py::test_a_stream_of_higher_priorities_starves_nobody",
+            ),
+            Mutant(
+                file="vespera_exec/engine/engine.py",
+                right="            self.grants.give_back(job)\n",
+                wrong="",
+                caught_by="app/test_capacity.py::test_failure_cancel_and_timeout_give_it_back_too",
+            ),
+            Mutant(
+                file="vespera_exec/model/session.py",
+                right="""            self.release_capacity("It has ended")\n""",
+                wrong="            pass\n",
+                caught_by="app/test_capacity.py"
+                "::test_it_is_given_back_before_the_end_is_seen_and_the_log_says_what_it_cost",
+            ),
+            Mutant(
+                file="vespera_exec/app/recovery.py",
+                right="""session.release_capacity("Its owner ended", at=_last_sign(each))""",
+                wrong="pass",
+                caught_by="app/test_capacity.py"
+                "::test_after_a_kill_the_next_owner_has_all_of_it_and_whoever_waited_gets_it",
+            ),
+        ),
+    ),
     "nobody_left": Promise(
         text="After a cancel, a timeout or a kill of the daemon or the shim no descendant is left",
         tests=(
@@ -354,8 +401,8 @@ PROMISES: dict[str, Promise] = {
         mutants=(
             Mutant(
                 file="vespera_exec/engine/engine.py",
-                right="while len(self._slots) < self._options.max_concurrent and (job := self._queue.pop(now)):",
-                wrong="while len(self._slots) <= self._options.max_concurrent and (job := self._queue.pop(now)):",
+                right="while len(self._slots) < self._options.max_concurrent and (job := self._next(now)):",
+                wrong="while len(self._slots) <= self._options.max_concurrent and (job := self._next(now)):",
                 caught_by="app/test_load.py::test_a_crowd_of_runs_ends_completely_and_each_once",
             ),
         ),

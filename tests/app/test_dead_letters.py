@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from vespera_exec.app.plan_views import ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Execute, Handle, NewTask
-from vespera_exec.errors import Conflict, InvalidInput, PermissionDenied
+from vespera_exec.errors import InvalidInput, PermissionDenied
 from vespera_exec.model.principal import Caller
 
 if TYPE_CHECKING:
@@ -214,6 +215,35 @@ async def test_the_list_is_there_for_the_next_owner(opening: Opening, failing: F
         assert await titles(second) == []
 
 
+async def test_a_plan_is_put_back_with_what_it_has_done_and_its_steps_stand_in_no_list(
+    vespera: Vespera, failing: Failing, tmp_path: Path
+) -> None:
+    failing("well")
+    (tmp_path / "roles" / "once.yaml").write_text(
+        f"name: once\nrunner: process\nargv: [sh, -c, 'echo x >> \"$1\"', sh, {tmp_path}/calls]\n"
+    )
+    plan = {
+        "name": "Garden",
+        "steps": [{"id": "dig", "role": "once"}, {"id": "water", "role": "well", "needs": ["dig"]}],
+    }
+    handle = await vespera.plans.execute(ME, ExecutePlan(plan=plan))
+    await ended(vespera, handle.task_id)
+    (letter,) = (await vespera.dead_letters.list(ME)).dead_letters
+    assert (letter.task_id, letter.title, letter.is_plan) == (handle.task_id, "Garden", True)
+    assert letter.error["code"] == "STEP_FAILED"
+    (step,) = await vespera._store.queries.children(handle.session_id, "water")  # pyright: ignore[reportPrivateUsage]
+    answer = await vespera.dead_letters.requeue(ME, [step.task_id])
+    assert [(each.error_code, "step water of a plan" in each.reason) for each in answer.refused] == [("CONFLICT", True)]
+
+    (tmp_path / "water").touch()
+    answer = await vespera.dead_letters.requeue(ME, all=True)
+    assert [each.task_id for each in answer.requeued] == [handle.task_id]
+    await ended(vespera, handle.task_id)
+    assert (await vespera.get_status(ME, handle.task_id)).status == "completed"
+    assert (tmp_path / "calls").read_text().split() == ["x"]
+    assert await titles(vespera) == []
+
+
 async def test_nobody_sees_or_decides_about_the_dead_letters_of_others(
     vespera: Vespera, failing: Failing, tmp_path: Path
 ) -> None:
@@ -224,7 +254,8 @@ async def test_nobody_sees_or_decides_about_the_dead_letters_of_others(
     assert sorted(await titles(vespera)) == ["hers", "mine"]
     answer = await vespera.dead_letters.requeue(ANN, [mine.task_id])
     assert [each.error_code for each in answer.refused] == ["TASK_NOT_FOUND"]
-    assert (await vespera.dead_letters.discard(ANN, all=True)).discarded == [hers.task_id]
+    discarded = await vespera.dead_letters.discard(ANN, all=True)
+    assert (discarded.discarded, discarded.refused, discarded.left) == ([hers.task_id], [], 0)
     assert await titles(vespera) == ["mine"]
     with pytest.raises(PermissionDenied):
         await vespera.dead_letters.requeue(READER, all=True)

@@ -1,19 +1,21 @@
-"""The engine of document 003 as a Python program uses it: real store, real engine, tasks as plans of one step."""
+"""The engine of document 003 as a Python program uses it: real store, real engine, tasks and plans."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+from engine_harness import Held, adding, collected, engine_over, until
 
 from roles.definition import RetryPolicy, Role
 from vespera_exec.app.execution_engine import DefaultExecutionEngine
-from vespera_exec.app.execution_result import ExecutionUpdate
 from vespera_exec.app.executions import COALESCED_SECONDS
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import NewTask
@@ -27,54 +29,16 @@ from vespera_exec.errors import (
 from vespera_exec.model.enums import EventType, ExecutionStatus
 from vespera_exec.model.task import Task
 
+if TYPE_CHECKING:
+    from vespera_exec.app.execution_result import ExecutionUpdate
+
 Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
 S = ExecutionStatus
 
 
 @pytest.fixture
 def engine(vespera: Vespera) -> DefaultExecutionEngine:
-    async def add(context: Any) -> dict[str, Any]:
-        return {"sum": context.inputs["a"] + context.inputs["b"], "quality_score": 0.5}
-
-    async def fail(context: Any) -> None:
-        raise ExecutionError("the line is down", code="NETWORK", context={"host": "a"})
-
-    for work in (add, fail):
-        vespera.roles.add(Role.from_callable(work, in_loop=True, inputs=None))
-    return DefaultExecutionEngine(vespera)
-
-
-class Held:
-    """Work that stands at each of its points until it is let on."""
-
-    def __init__(self, engine: DefaultExecutionEngine, **policy: Any) -> None:
-        self.begun, self.go_on = anyio.Event(), anyio.Event()
-        role = Role.from_callable(self.work, name="held", in_loop=True, inputs=None, grace_seconds=0.1, **policy)
-        engine.vespera.roles.add(role)
-
-    async def work(self, context: Any) -> str:
-        context.progress(40, "half way")
-        self.begun.set()
-        while not self.go_on.is_set():
-            await context.pause_point()
-            with anyio.move_on_after(0.02):
-                await self.go_on.wait()
-        return "made"
-
-
-def adding(**more: Any) -> NewTask:
-    return NewTask(title="Add", role="add", inputs={"a": 1, "b": 2}, **more)
-
-
-async def collected(engine: DefaultExecutionEngine, execution_id: str) -> list[ExecutionUpdate]:
-    with anyio.fail_after(20):
-        return [update async for update in engine.monitor(execution_id)]
-
-
-async def until(claim: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not claim():
-            await anyio.sleep(0.01)
+    return engine_over(vespera)
 
 
 async def test_execute_gives_the_whole_result(engine: DefaultExecutionEngine) -> None:
@@ -99,7 +63,7 @@ async def test_the_timeline_is_the_log_of_the_execution_to_the_last_event(engine
         for number in range(700):  # more than a page of the log
             context.log(str(number))
             if number % 100 == 0:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
 
     engine.vespera.roles.add(Role.from_callable(chatty, in_loop=True, inputs=None))
     result = await engine.execute(NewTask(title="Talk", role="chatty"))
@@ -210,10 +174,7 @@ async def test_updates_come_at_most_ten_times_a_second_however_much_the_work_say
     engine.vespera.roles.add(Role.from_callable(busy, in_loop=True, inputs=None))
     execution_id = await engine.submit(NewTask(title="Busy", role="busy"))
     updates = await collected(engine, execution_id)
-    gaps = [
-        (after.timestamp - before.timestamp).total_seconds()
-        for before, after in zip(updates, updates[1:-1], strict=False)
-    ]
+    gaps = [(after.timestamp - before.timestamp).total_seconds() for before, after in itertools.pairwise(updates[:-1])]
     assert len(gaps) >= 2
     assert min(gaps) >= COALESCED_SECONDS * 0.9
     assert sum(len(update.events) for update in updates) > 10 * len(updates)
@@ -410,7 +371,7 @@ async def test_nothing_is_heard_after_unsubscribe(engine: DefaultExecutionEngine
 
     async def only_once(update: ExecutionUpdate) -> None:
         engine.unsubscribe(execution_id, only_once)
-        await anyio.sleep(0)  # what it has begun it may end
+        await anyio.lowlevel.checkpoint()  # what it has begun it may end
         once.append(update)
 
     engine.subscribe(execution_id, heard.append)

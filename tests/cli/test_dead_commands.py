@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli_harness import until
@@ -11,9 +12,22 @@ if TYPE_CHECKING:
     from cli_harness import Cli
 
 
-def failed(cli: Cli, title: str, script: str = "exit 3") -> str:
-    """The id of a task that has failed."""
-    done = cli.run("run", "--json", "--title", title, "--", "sh", "-c", script)
+NEEDY = r"""name: needy
+runner: process
+argv: [sh, -c, 'printf "\\033[31mno \\007%s" "$0" >&2; test -e "$0"', "{inputs.file}"]
+inputs: {file: {type: string}}
+retry: {max_retries: 9, retry_on: [EXIT_NONZERO], backoff_seconds: 0}
+"""
+"""Fails until its file is there; its task has used up its retries then."""
+
+
+def failed(cli: Cli, title: str, needs: str) -> str:
+    """The id of a task that has failed for good, for want of a file."""
+    roles = Path(cli.environ["VESPERA_ROLES_DIR"])
+    roles.mkdir(exist_ok=True)
+    (roles / "needy.yaml").write_text(NEEDY)
+    file = str(cli.cwd / needs)
+    done = cli.run("run", "--json", "--role", "needy", "--input", f"file={file}", "--title", title)
     assert done.returncode != 0
     return str(json.loads(done.stdout)["task_id"])
 
@@ -31,17 +45,17 @@ def test_an_empty_list_says_so(fresh: Cli) -> None:
 
 
 def test_a_task_that_failed_is_listed_with_its_error(cli: Cli) -> None:
-    task_id = failed(cli, "\x1b[31mBroken\x07")
+    task_id = failed(cli, "Broken", "never")
     shown = cli.run("dead", "list").stdout
     assert shown.splitlines()[0].split() == ["TASK", "TRIES", "ROLE", "FAILED", "TITLE", "ERROR"]
     (row,) = [line for line in shown.splitlines() if line.startswith(task_id[:8])]
-    assert "command" in row
+    assert row.split()[1:3] == ["3", "needy"]
     assert "(EXIT_NONZERO)" in row
     assert "\x1b" not in shown
 
 
 def test_one_is_put_back_and_is_gone_from_the_list(cli: Cli) -> None:
-    task_id = failed(cli, "mended", "test -e mended")
+    task_id = failed(cli, "mended", "mended")
     (cli.cwd / "mended").touch()
     done = cli.run("dead", "requeue", task_id)
     assert done.returncode == 0, done.stderr
@@ -51,7 +65,7 @@ def test_one_is_put_back_and_is_gone_from_the_list(cli: Cli) -> None:
 
 
 def test_many_are_put_back_at_once(fresh: Cli) -> None:
-    ids = [failed(fresh, f"one of many {number}", "test -e all-mended") for number in range(3)]
+    ids = [failed(fresh, f"one of many {number}", "all-mended") for number in range(3)]
     (fresh.cwd / "all-mended").touch()
     answer = fresh.json("dead", "requeue", "--all")
     assert sorted(each["task_id"] for each in answer["requeued"]) == sorted(ids)
@@ -60,7 +74,7 @@ def test_many_are_put_back_at_once(fresh: Cli) -> None:
 
 
 def test_one_is_taken_off_the_list_and_what_is_known_of_it_stays(cli: Cli) -> None:
-    task_id = failed(cli, "given up")
+    task_id = failed(cli, "given up", "never")
     assert cli.run("dead", "discard", task_id).stdout == f"task {task_id}\n"
     assert task_id not in listed(cli)
     assert "given up" in cli.run("status", task_id).stdout
@@ -81,12 +95,12 @@ def test_a_plan_that_failed_is_put_back_where_it_stood(cli: Cli) -> None:
     steps = [
         {"id": "once", "role": "command", "inputs": {"argv": ["sh", "-c", "echo x >> once"]}},
         {
-            "id": "needy", "role": "command", "depends_on": ["once"],
+            "id": "later", "role": "command", "depends_on": ["once"],
             "inputs": {"argv": ["test", "-e", "plan-mended"]},
         },
     ]  # fmt: skip
-    (cli.cwd / "needy.json").write_text(json.dumps({"name": "needy", "steps": steps}))
-    ended = json.loads(cli.run("run", "needy.json", "--json").stdout)
+    (cli.cwd / "dead.json").write_text(json.dumps({"name": "dead", "steps": steps}))
+    ended = json.loads(cli.run("run", "dead.json", "--json").stdout)
     assert ended["exit_code"] == 1
     (cli.cwd / "plan-mended").touch()
     done = cli.run("dead", "requeue", ended["task_id"])

@@ -46,15 +46,15 @@ def test_each_event_of_a_step_is_one_line_of_news() -> None:
     shown.take_event(event("step_completed", "docs", cached=True))
     shown.take_event(event("step_cancelled", "lint", reason="User requested"))
     assert shown.news == [
-        "build started (command)",
-        "build waits for an answer: Release it?",
-        "build goes on",
-        "build failed and is tried again: make exited with code 2 (EXIT_NONZERO)",
-        "build started (spare, attempt 2, the fallback)",
-        "build failed: make exited with code 2 (EXIT_NONZERO)",
-        "test skipped: needs build, which failed",
-        "docs completed (from the cache)",
-        "lint cancelled: User requested",
+        "0/5 build started (command)",
+        "0/5 build waits for an answer",
+        "0/5 build goes on",
+        "0/5 build failed and is tried again: make exited with code 2 (EXIT_NONZERO)",
+        "0/5 build started (spare, attempt 2, the fallback)",
+        "1/5 build failed: make exited with code 2 (EXIT_NONZERO)",
+        "2/5 test skipped: needs build, which failed",
+        "3/5 docs completed (from the cache)",
+        "4/5 lint cancelled: User requested",
     ]
     assert shown.summary() == "4/5 steps · 1 failed · 1 skipped · 1 cancelled"
 

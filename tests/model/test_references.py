@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vespera_exec.errors import ExecutionError, InvalidReference, MissingReference
 from vespera_exec.model.enums import StepStatus
@@ -111,7 +112,9 @@ def test_what_is_missing_is_named_with_what_there_is() -> None:
 
 
 def test_with_a_question_mark_what_is_missing_is_null() -> None:
-    assert resolved(["${steps.survey.output.nope.more?}", "${variables.other?}", "${steps.broken.output?}"]) == [None] * 3
+    assert (
+        resolved(["${steps.survey.output.nope.more?}", "${variables.other?}", "${steps.broken.output?}"]) == [None] * 3
+    )
     assert resolved("${steps.survey.output.size?}") == 3
 
 
@@ -180,9 +183,7 @@ def test_hostile_values_are_refused_at_once() -> None:
 _names = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,9}", fullmatch=True)
 _paths = st.lists(st.from_regex(r"[\w-]{1,6}", fullmatch=True) | st.integers(0, 999_999_999), max_size=5).map(tuple)
 _references = (
-    st.builds(
-        Reference, kind=st.sampled_from(("output", "variable")), name=_names, path=_paths, optional=st.booleans()
-    )
+    st.builds(Reference, kind=st.sampled_from(("output", "variable")), name=_names, path=_paths, optional=st.booleans())
     | st.builds(Reference, kind=st.just("status"), name=_names, optional=st.booleans())
     | st.builds(
         Reference,

@@ -212,7 +212,8 @@ async def test_every_route_with_an_id_answers_404_for_an_unknown_one(doors: Door
     asked = 0
     for method, path in every_route(doors):
         if UNKNOWN in path and method != "HEAD":
-            code = "NOT_FOUND" if path.startswith("/tokens/") else "TASK_NOT_FOUND"
+            other = {"tokens": "NOT_FOUND", "checkpoints": "CHECKPOINT_NOT_FOUND"}
+            code = other.get(path.split("/")[1], "TASK_NOT_FOUND")
             assert_problem(await doors.local.request(method, path), 404, code)
             asked += 1
     assert asked >= 15

@@ -30,6 +30,7 @@ MARK = "sesame"
 ALL = ["read", "operate", "worker"]
 NO_ID = None
 LOCAL_ONLY = "for the local user alone"
+PLAN = {"steps": [{"id": "asks", "role": "asking"}]}
 
 # What is sent with each route that has an id.
 WITH_ID: dict[tuple[str, str], dict[str, Any] | None] = {
@@ -59,6 +60,22 @@ ROUTES: dict[tuple[str, str], dict[str, Any] | str | None] = {
     ("GET", "/roles"): None,
     ("GET", "/daemon"): None,
     ("GET", "/healthz"): None,
+    ("POST", "/plans"): {"plan": PLAN},
+    ("POST", "/plans/check"): {"plan": PLAN},
+    ("GET", "/plans/schema"): None,
+    ("GET", "/tasks/{id}/steps"): None,
+    ("POST", "/tasks/{id}/steps/{step}/cancel"): {"reason": "mine now"},
+    ("POST", "/tasks/{id}/steps/{step}/pause"): {"reason": "mine now"},
+    ("POST", "/tasks/{id}/steps/{step}/resume"): {"reason": "mine now"},
+    ("POST", "/tasks/{id}/checkpoints"): {"metadata": {"whose": "mine now"}},
+    ("GET", "/tasks/{id}/checkpoints"): None,
+    ("POST", "/tasks/{id}/restore"): {},
+    ("GET", "/checkpoints/{id}"): None,
+    ("POST", "/checkpoints/{id}/restore"): {},
+    ("GET", "/dead-letters"): None,
+    ("POST", "/dead-letters/requeue"): {"all": True},
+    ("POST", "/dead-letters/discard"): {"all": True},
+    ("GET", "/capacity"): None,
     ("POST", "/doctor"): LOCAL_ONLY,
     ("POST", "/backup"): LOCAL_ONLY,
     ("POST", "/tokens"): LOCAL_ONLY,
@@ -81,6 +98,15 @@ TOOLS: dict[str, Callable[[str], dict[str, Any]] | None] = {
     "get_task_performance_metrics": lambda any_id: {"task_id": any_id},
     "report_task_progress": lambda any_id: {"session_id": any_id, "lease": "1", "percentage": 1},
     "complete_task_execution": lambda any_id: {"session_id": any_id, "lease": "1", "success": True},
+    "get_plan_steps": lambda any_id: {"task_id": any_id},
+    "control_plan_step": lambda any_id: {"task_id": any_id, "step": "asks", "action": "cancel"},
+    "create_checkpoint": lambda any_id: {"task_id": any_id},
+    "list_checkpoints": lambda any_id: {"task_id": any_id},
+    "restore_checkpoint": lambda any_id: {"task_id": any_id},
+    "execute_plan": NO_ID,
+    "list_dead_letters": NO_ID,
+    "requeue_dead_letters": NO_ID,
+    "get_capacity": NO_ID,
     "list_tasks": NO_ID,
     "list_roles": NO_ID,
     "create_task": NO_ID,
@@ -89,7 +115,12 @@ TOOLS: dict[str, Callable[[str], dict[str, Any]] | None] = {
     "check_database": NO_ID,
     "back_up_database": NO_ID,
 }
-ARGUMENTS: dict[str, dict[str, Any]] = {"create_task": {"title": "mine"}, "back_up_database": {"path": "/nowhere/x.db"}}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "create_task": {"title": "mine"},
+    "execute_plan": {"plan": PLAN},
+    "requeue_dead_letters": {"all": True},
+    "back_up_database": {"path": "/nowhere/x.db"},
+}
 
 RESOURCES = {"vespera://roles"}
 TEMPLATES = {"vespera://tasks/{id}", "vespera://tasks/{id}/events"}
@@ -102,13 +133,17 @@ PROMPTS = {
 
 @dataclass
 class Two:
-    """Alice has made `ids`: of a task that has ended, one that runs, one that waits for an answer, one not begun."""
+    """Alice has made `ids`: of a task that has ended, one that runs, one that waits for an answer, one not begun.
+
+    `of_plan` are those of a plan that waits for an answer, and of the task of its step.
+    """
 
     place: Place
     alice: httpx.AsyncClient
     bob: httpx.AsyncClient
     bobs_token: str
     ids: list[str]
+    of_plan: list[str]
 
     async def before(self) -> list[Any]:
         """What Alice has, as she sees it."""
@@ -133,10 +168,13 @@ async def two(tmp_path: Path, runtime_dir: Path) -> AsyncIterator[Two]:
             handle = (await alice.post("/executions", json=asked)).json()
             ids += [handle["task_id"], handle["session_id"]]
         ids.append((await alice.post("/tasks", json={"title": MARK})).json()["task_id"])
+        plan = (await alice.post("/plans", json={"title": MARK, "plan": PLAN})).json()
         with anyio.fail_after(10):
-            while not (await alice.get("/inputs")).json()["total"]:  # noqa: ASYNC110
+            while (await alice.get("/inputs")).json()["total"] < 2:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
-        yield Two(place, alice, await place.by(token), token, ids)
+        (step,) = (await alice.get(f"/tasks/{plan['task_id']}/steps")).json()["steps"]
+        of_plan = [plan["task_id"], plan["session_id"], step["task_id"]]
+        yield Two(place, alice, await place.by(token), token, ids, of_plan)
 
 
 def _asking() -> Role:
@@ -155,7 +193,7 @@ def unlike(any_id: str) -> str:
 def each_way(two: Two) -> list[str]:
     """Ids of each of Alice's tasks: of tasks and sessions, whole and as prefixes."""
     ended, ended_session, running, running_session, waiting, _, untouched = two.ids
-    return [ended, running_session, waiting, untouched, ended_session[:10], running[:10]]
+    return [ended, running_session, waiting, untouched, ended_session[:10], running[:10], *two.of_plan]
 
 
 # the tables are whole
@@ -230,9 +268,9 @@ async def test_no_list_shows_what_a_stranger_has_made(two: Two) -> None:
         answer = await two.bob.request(method, path, json=body)
         assert answer.is_success, path
         _assert_nothing_of_hers(two, answer.text)
-    assert (await two.bob.get("/tasks")).json()["total"] == 1  # what POST /tasks has made
-    assert (await two.bob.get("/inputs")).json()["total"] == 0
-    assert (await two.place.user.get("/tasks")).json()["total"] == 5
+    assert (await two.bob.get("/tasks")).json()["total"] == 2  # what POST /tasks and POST /plans have made
+    assert {each["title"] for each in (await two.bob.get("/tasks")).json()["tasks"]}.isdisjoint({MARK})
+    assert (await two.place.user.get("/tasks")).json()["total"] == 7
 
 
 async def test_a_page_of_anothers_list_goes_on_in_ones_own(two: Two) -> None:
@@ -266,7 +304,7 @@ async def test_an_idempotency_key_is_ones_own(two: Two) -> None:
 def _assert_nothing_of_hers(two: Two, text: str) -> None:
     assert MARK not in text
     assert "alice" not in text
-    for any_id in two.ids:
+    for any_id in (*two.ids, *two.of_plan):
         assert any_id not in text
 
 
@@ -369,8 +407,8 @@ async def test_no_subscription_hears_of_a_strangers_task(two: Two) -> None:
 
 async def test_the_user_himself_sees_and_may_stop_everything(two: Two) -> None:
     for client in (two.place.user, two.place.local):
-        assert (await client.get("/tasks")).json()["total"] == 4
-        for any_id in two.ids:
+        assert (await client.get("/tasks")).json()["total"] == 5
+        for any_id in (*two.ids, *two.of_plan):
             assert (await client.get(f"/tasks/{any_id}")).is_success
     running = two.ids[2]
     stopped = await two.place.user.post(f"/tasks/{running}/cancel", json={"wait_ms": 10_000})
@@ -381,7 +419,7 @@ async def test_a_successor_by_name_sees_what_was_made_by_that_name(two: Two) -> 
     new = NewToken(name="alice", scopes=["read"], replace=True)
     made = await two.place.vespera.access.create(LOCAL, new)
     successor = await two.place.by(made.token)
-    assert (await successor.get("/tasks")).json()["total"] == 4
+    assert (await successor.get("/tasks")).json()["total"] == 5
 
 
 async def test_the_use_of_roles_is_counted_for_the_user_alone(two: Two, caplog: pytest.LogCaptureFixture) -> None:

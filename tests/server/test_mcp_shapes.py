@@ -31,7 +31,7 @@ LONG = "Please tell us where this is to be deployed, and how many copies of it t
 async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     (tmp_path / "roles").mkdir()
     (tmp_path / "roles" / "review.yaml").write_text("name: review\nrunner: external\n")
-    async with opened(tmp_path, toolsets="core,worker,operations") as doors:
+    async with opened(tmp_path, toolsets=",".join(TOOLSETS)) as doors:
         yield doors
 
 
@@ -110,12 +110,39 @@ async def test_every_answer_fits_its_schema_at_each_turn_of_a_task(doors: Doors,
             done = await held("complete_task_execution", **lease, result=[None, 1])
             assert done["repeated"] is repeated
 
+        await _held_at_each_turn_of_a_plan(held)
+
         await held("get_server_status")
         await held("check_database")
         await held("back_up_database", path=str(tmp_path / "copy.db"))
         assert held.called == TOOLS
         for tool in TOOLS:
             await held(tool, nonsense=1, error="INVALID_INPUT")
+
+
+async def _held_at_each_turn_of_a_plan(held: Held) -> None:
+    plan = {"steps": [{"id": "ask", "role": "asks"}, {"id": "then", "role": "gated", "depends_on": ["ask"]}]}
+    await held("execute_plan", plan={"steps": [{"id": "ask", "role": "nobody"}]}, error="INVALID_PLAN")
+    asked = await held("execute_plan", plan=plan, wait_ms=10_000)
+    one = {"task_id": asked["task_id"]}
+    for detail in (False, True):
+        status = await held("get_task_execution_status", **one, detail=detail)
+        assert [each["key"] for each in status["inputs"]] == ["ask/question-0", "ask/question-1"]
+    await held("stream_task_execution_events", **one)
+    await held("get_plan_steps", **one)
+    made = await held("create_checkpoint", **one, metadata={"why": None})
+    await held("list_checkpoints", **one)
+    await held("restore_checkpoint", checkpoint_id=made["checkpoint_id"])
+    await held("restore_checkpoint", checkpoint_id="nothing", error="CHECKPOINT_NOT_FOUND")
+    for action in ("pause", "resume", "cancel", "cancel"):
+        await held("control_plan_step", **one, step="then", action=action)
+    await held("control_plan_step", **one, step="nothing", action="pause", error="NOT_FOUND")
+    await held("cancel_task_execution", **one)
+    await held("get_task_result", **one)
+    await held("get_plan_steps", **one)
+    await held("list_dead_letters")
+    await held("requeue_dead_letters", task_ids=[asked["task_id"]])
+    await held("get_capacity")
 
 
 async def test_a_status_is_small_also_with_questions_open_and_whole_on_demand(doors: Doors) -> None:

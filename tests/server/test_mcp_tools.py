@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 NAMES = {
     "create_task",
     "execute_task",
+    "execute_plan",
     "list_tasks",
     "list_roles",
     "get_task_result",

@@ -55,7 +55,9 @@ async def at_work(doors: Doors, task_id: str, steps: int) -> None:
     """Returns when so many steps of the plan run."""
 
     async def at_work() -> bool:
-        return (await doors.vespera.list_steps(ME, task_id, status="running", limit=1000)).total == steps
+        found = (await doors.vespera.list_steps(ME, task_id, status="running", limit=1000)).steps
+        begun = [await doors.vespera.get_status(ME, each.task_id or "") for each in found]
+        return len(begun) == steps and all(each.status == "running" for each in begun)
 
     await until(at_work)
 
@@ -88,7 +90,7 @@ async def test_a_plan_is_done_in_the_answer_with_what_its_steps_gave_each_other(
     ("plan", "step", "words"),
     [
         ({"steps": [{"id": "a", "role": "echo", "needs": ["b"]}, {"id": "b", "role": "echo", "needs": ["a"]}]},
-         None, "a -> b -> a"),
+         "a", "a -> b -> a"),
         ({"steps": [{"id": "a", "role": "nobody"}]}, "a", "nobody"),
         ({"steps": [{"id": "a", "role": "echo", "inputs": {"x": "${steps.z.output}"}}]}, "a", "z"),
         ({"steps": [{"id": "a", "role": "echo", "rolle": 1}]}, "a", "rolle"),
@@ -172,7 +174,8 @@ async def test_one_step_is_paused_resumed_and_cancelled_and_the_others_go_on(doo
         first, second = (await call(client, "get_plan_steps", task_id=task_id))["steps"]
         act = {"task_id": task_id, "step": first["id"]}
         for action in ("pause", "resume", "cancel"):
-            assert (await call(client, "control_plan_step", **act, action=action))["success"], action
+            answer = await call(client, "control_plan_step", **act, action=action)
+            assert answer["success"], answer
         assert (await refused(client, "control_plan_step", task_id=task_id, step="x", action="cancel"))["error"]
         doors.gate.open.set()
         await call(client, "stream_task_execution_events", task_id=task_id, wait_ms=10_000, follow=True)
@@ -225,7 +228,7 @@ async def test_a_plan_that_waits_for_an_approval_is_an_mcp_task_that_requires_in
         ((key, asked),) = waiting["inputRequests"].items()
         assert key.startswith("ship/")
         assert asked["params"]["message"] == "Ship it?"
-        answer = {key: {"action": "accept", "content": {}}, "ship/nothing": {"action": "accept"}}
+        answer: dict[str, Any] = {key: {"action": "accept", "content": {}}, "ship/nothing": {"action": "accept"}}
         await peer.request("tasks/update", taskId=task["taskId"], inputResponses=answer)
         done = await settled(peer, task["taskId"])
     assert done["status"] == "completed"

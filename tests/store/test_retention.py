@@ -326,6 +326,11 @@ async def test_the_steps_of_a_plan_go_with_it_and_never_before(data_dir: Path) -
     async with opened(data_dir) as store:
         task, board = planned(store, 3)
         sessions = [step_done(store, board, step) for step in ("s0", "s1")]
+        twice = Task(
+            title="s2", parent_execution_id=board.state.execution_id, step_id="s2", clock=LONG_AGO, sink=store.journal
+        )
+        attempted(twice)
+        attempted(twice)
         executed(store, Task(title="new", clock=LATELY, sink=store.journal))
         await store.journal.sync()
         full = counts(data_dir)
@@ -340,7 +345,7 @@ async def test_the_steps_of_a_plan_go_with_it_and_never_before(data_dir: Path) -
         executed(store, Task(title="newer", clock=LATELY, sink=store.journal))
         await store.journal.sync()
         report = await store.remove_ended(before=BEFORE)
-        assert (report.tasks, report.executions) == (3, 3)
+        assert (report.tasks, report.executions) == (4, 5)
         assert await store.queries.cached(b"s0", "local") is None
         assert await store.queries.locate(sessions[0].session_id) is None
         assert read_output(data_dir, sessions[0].session_id).total == 0
@@ -352,27 +357,39 @@ async def test_the_steps_of_a_plan_go_with_it_and_never_before(data_dir: Path) -
 
 async def test_an_older_run_of_a_plan_goes_with_its_steps_while_the_one_that_is_shown_stays(data_dir: Path) -> None:
     async with opened(data_dir) as store:
-        task, board = planned(store, 1)
+        now = NOW - timedelta(days=100)
+        task, board = planned(store, 1, clock=Clock(now=lambda: now, monotonic=lambda: 0.0))
         first = step_done(store, board, "s0")
         ended(task)
         second = step_done(store, opened_board(task, 1), "s0")
         ended(task)
-        task.reopen()
-        Task(title="new", clock=LATELY, sink=store.journal)
-        late = Task(title="late", clock=LATELY, sink=store.journal)
-        executed(store, late)
+        now = NOW
         task.execution.change(execution_context={"seen": "lately"})
-        with closing(sqlite3.connect(data_dir / "vespera.db")) as db:
-            await store.journal.sync()
-            stamp = "UPDATE tasks SET updated = 9e15 WHERE title = 'plan'"
-            await store.journal.perform(lambda writer: writer.execute(stamp).rowcount)
-            assert db.execute("SELECT count(*) FROM executions").fetchone() == (5,)
+        executed(store, Task(title="new", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
         report = await store.remove_ended(before=BEFORE)
         assert (report.tasks, report.executions) == (1, 2)
         assert await store.queries.get_execution(first.session_id) is None
         assert await store.queries.get_task(first.task_id) is None
         assert await store.queries.get_execution(second.session_id) is not None
         assert counts(data_dir)["steps"] == 1
+
+
+async def test_a_plan_that_has_ended_stays_while_a_step_of_it_has_not(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+        task, board = planned(store, 1)
+        child = Task(
+            title="s0", parent_execution_id=board.state.execution_id, step_id="s0", clock=LONG_AGO, sink=store.journal
+        )
+        child.start_execution("role")
+        ended(task)
+        executed(store, Task(title="new", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        assert (await store.remove_ended(before=BEFORE)).tasks == 0
+        ended(child)
+        executed(store, Task(title="newer", clock=LATELY, sink=store.journal))
+        await store.journal.sync()
+        assert (await store.remove_ended(before=BEFORE)).tasks == 2
 
 
 async def test_a_result_that_an_unfinished_plan_has_taken_from_another_one_stays(data_dir: Path) -> None:
@@ -397,13 +414,11 @@ async def test_the_cursor_never_runs_backwards_when_a_step_wrote_last(data_dir: 
     async with opened(data_dir) as store:
         task, board = planned(store, 2)
         step_done(store, board, "s0")
-        late = Task(title="s1", parent_execution_id=board.state.execution_id, step_id="s1", sink=store.journal)
+        plan = board.state.execution_id
+        last = Task(title="s1", parent_execution_id=plan, step_id="s1", clock=LONG_AGO, sink=store.journal)
         ended(task)
-        with closing(sqlite3.connect(data_dir / "vespera.db")):
-            late.execution.change(execution_context={"the": "last event"})
-            head = await store.journal.sync()
-            old = "UPDATE tasks SET updated = 1"
-            await store.journal.perform(lambda writer: writer.execute(old).rowcount)
+        last.execution.change(execution_context={"the": "last event"})
+        head = await store.journal.sync()
         assert (await store.remove_ended(before=BEFORE)).tasks == 0
     async with opened(data_dir) as store:
         assert store.journal.head == head

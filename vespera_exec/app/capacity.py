@@ -84,7 +84,9 @@ class Capacity:
         return f"{short}; held by {', '.join(named)}" if named else short
 
     async def allocate(self, caller: Caller, asked: Asked, *, wait_ms: int = 0) -> list[Allocation]:
-        """All of `asked` (requirements, or `{type: amount}`) or nothing, within `wait_ms`; held until `release`, or until this owner ends. In no log.
+        """All of `asked` (requirements, or `{type: amount}`) or nothing, within `wait_ms`.
+
+        It is held until `release`, or until this owner ends, and stands in no log.
 
         Raises:
             PermissionDenied: the caller lacks the scope.

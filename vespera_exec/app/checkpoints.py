@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import anyio
 import orjson
@@ -33,9 +33,10 @@ from vespera_exec.model.restoring import ExecutionCheckpoint, ExecutionState, pu
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vespera_exec.app.plans import Plans
     from vespera_exec.app.starting import Starter
     from vespera_exec.app.tasks import Found, LiveTasks
-    from vespera_exec.engine.engine import Engine
+    from vespera_exec.engine.engine import Engine, Run
     from vespera_exec.engine.running import Job
     from vespera_exec.model.ledger import CheckpointRecord
     from vespera_exec.model.lifecycle import Lifecycle
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from vespera_exec.model.principal import Caller
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.model.steps import StepState
-    from vespera_exec.model.task import Task
     from vespera_exec.store.store import Store
 
 S = ExecutionStatus
@@ -52,6 +52,7 @@ MAX_METADATA_BYTES = 16 * 1024
 _OURS = ("step", "completed_steps")
 _MOST = 200
 _ENDING_SECONDS = 6.0
+_SETTLING_SECONDS = 1.0
 _ENDING = (S.CANCELLING, S.COMPLETING)
 
 
@@ -66,37 +67,10 @@ class _Place:
     plan: ExecutionPlan | None
 
 
-class PlanStarter(Protocol):
-    """Whoever makes executions of plans."""
-
-    def restored(
-        self,
-        caller: Caller,
-        task: Task,
-        plan: ExecutionPlan,
-        asked: Mapping[str, Json],
-        *,
-        states: Mapping[str, StepState],
-        variables: Mapping[str, Json],
-        restored_from: str | None,
-        parent: str,
-    ) -> Job:
-        """Decide PENDING for a new execution of a task's plan, with its steps where `states` says.
-
-        `asked` is what was kept of the request for the execution `parent`; the caller is who asks now.
-
-        Raises:
-            RoleNotFound, PermissionDenied, AlreadyExecuting: nothing was decided.
-        """
-        ...
-
-
 class Checkpoints:
     """The use cases, whichever door asks."""
 
-    def __init__(
-        self, store: Store, engine: Engine, tasks: LiveTasks, starter: Starter, plans: PlanStarter | None = None
-    ) -> None:
+    def __init__(self, store: Store, engine: Engine, tasks: LiveTasks, starter: Starter, plans: Plans) -> None:
         self._store = store
         self._engine = engine
         self._tasks = tasks
@@ -210,8 +184,7 @@ class Checkpoints:
         if (checkpoint_id is None) == (any_id is None):
             raise InvalidInput("give either a checkpoint, or the task whose last checkpoint is meant")
         place = await self._place(checkpoint_id or await self._last(any_id or "", caller), caller)
-        session = place.found.session
-        run = self._engine.run_of(place.life.task_id)
+        session, run = place.found.session, await self._active(place.life.task_id)
         if run is not None and run.session.session_id != place.record.execution_id:
             raise AlreadyExecuting(place.life.task_id, run.session.session_id)
         if session is not None and not session.lifecycle.status.is_terminal:
@@ -231,7 +204,7 @@ class Checkpoints:
         require(caller, "operate")
         self._store.journal.check_writable()
         found = await self._tasks.find(any_id, caller)
-        run = self._engine.run_of(found.record.task_id)
+        run = await self._active(found.record.task_id)
         if run is not None:
             raise AlreadyExecuting(found.record.task_id, run.session.session_id)
         if found.life is None or not found.life.status.is_terminal:
@@ -243,7 +216,7 @@ class Checkpoints:
         head, steps = board
         states = put_back({state.step_id: state for state in steps})
         life = found.life
-        job = await self._plan_again(life, caller, asked, plan, states=states, variables=head.variables, origin=None)
+        job = await self._plan_again(life, caller, asked, states=states, variables=head.variables, origin=None)
         cursor = await self._submitted(job)
         life = job.session.lifecycle
         return views.Handle(
@@ -255,6 +228,15 @@ class Checkpoints:
         )
 
     # inside
+
+    async def _active(self, task_id: str) -> Run | None:
+        """The run of a task; one whose end is decided is let go first."""
+        run = self._engine.run_of(task_id)
+        if run is not None and run.session.lifecycle.status.is_terminal:
+            with anyio.move_on_after(_SETTLING_SECONDS):
+                await run.done.wait()
+            run = self._engine.run_of(task_id)
+        return run
 
     async def _in_place(self, place: _Place, session: ExecutionSession) -> Restored:
         cursor = self._store.journal.head
@@ -291,6 +273,8 @@ class Checkpoints:
             raise Conflict("It cannot go back: its work is over, or is being ended", hint="try again")
         with anyio.move_on_after(_ENDING_SECONDS):
             await execution.concluded.wait()
+        if session.lifecycle.restored_from != back.checkpoint_id:
+            raise Conflict(f"It cannot go back: it is {session.lifecycle.status.value}, which was asked for meanwhile")
 
     async def _anew(self, place: _Place, caller: Caller, *, wait_ms: int) -> Restored:
         record = place.record
@@ -300,7 +284,6 @@ class Checkpoints:
                 place.life,
                 caller,
                 place.asked,
-                place.plan,
                 states=put_back(replay.states),
                 variables=replay.state.variables,
                 origin=record.checkpoint_id,
@@ -321,24 +304,20 @@ class Checkpoints:
         life: Lifecycle,
         caller: Caller,
         asked: Mapping[str, Json],
-        plan: ExecutionPlan,
         *,
         states: Mapping[str, StepState],
         variables: Mapping[str, Json],
         origin: str | None,
     ) -> Job:
-        if self._plans is None:
-            raise Conflict("Plans are not executed here")
         task = await self._tasks.get(life.execution_id, caller)
-        return self._plans.restored(
-            caller,
+        return self._plans.started_again(
             task,
-            plan,
+            caller,
             asked,
             states=states,
             variables=variables,
             restored_from=origin,
-            parent=life.execution_id,
+            parent_execution_id=life.execution_id,
         )
 
     async def _submitted(self, job: Job) -> int:

@@ -45,7 +45,7 @@ class DeadLetters:
         tasks: LiveTasks,
         starter: Starter,
         settings: Settings,
-        restore_plan: Callable[[Task, Caller], Awaitable[views.Handle]] | None = None,
+        restore_plan: Callable[[Caller, str], Awaitable[views.Handle]],
     ) -> None:
         self._store = store
         self._engine = engine
@@ -85,8 +85,9 @@ class DeadLetters:
     ) -> shown.Requeued:
         """Execute them again, with their retries reset; on disk when this returns.
 
-        Each runs for who asked for its last run, with the role, the priority and the timeout of that; a plan keeps
-        what it has done. One that cannot be put back stays in the list, and the answer says why.
+        Each runs with the role, the priority and the timeout of its last run, and where our own user asks, also for
+        who had asked for that; a plan keeps what it has done. One that cannot be put back stays in the list, and the
+        answer says why.
 
         Raises:
             InvalidInput: neither or both of `task_ids` and `all`, or too many.
@@ -195,17 +196,13 @@ class DeadLetters:
         role = (last[0].role_name if last is not None else None) or record.assigned_role
         if self._engine.queued >= self._settings.max_queued:
             raise Conflict(f"the queue is full ({self._engine.queued} wait)", hint="try again later")
-        if role == PLAN_ROLE:
-            if self._restore_plan is None:
-                raise Conflict("a plan cannot be put back from here")
-            handle = await self._restore_plan(task, caller)
-            return shown.RequeuedTask(task_id=task.id, run_id=handle.run_id, session_id=handle.session_id), None
-        if role is not None and not caller.is_local:
-            self._starter.role(caller, role)
         body = await self._store.queries.last_request(task.id)
         asked: dict[str, Json] = orjson.loads(body) if body is not None else {}
-        # Who had asked for it stood elsewhere, and may do other things, than who puts it back.
-        asker = self._starter.caller(asked) if asked else caller
+        # Our own user may do what any other may, and stands elsewhere; the others do what they may themselves.
+        asker = self._starter.caller(asked) if asked and caller.is_local else caller
+        if role == PLAN_ROLE:
+            handle = await self._restore_plan(asker, task.id)
+            return shown.RequeuedTask(task_id=task.id, run_id=handle.run_id, session_id=handle.session_id), None
         job = await self._starter.start(
             asker,
             views.Execute(

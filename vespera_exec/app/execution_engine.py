@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 import anyio
 
 from vespera_exec.app import views
+from vespera_exec.app.plan_source import read_plan_file
 from vespera_exec.app.plan_views import ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.errors import Conflict, ExecutionNotFound, InvalidInput, InvalidTransitionError, TaskNotFound
 from vespera_exec.model.enums import ExecutionStatus
+from vespera_exec.model.events import mapping
 from vespera_exec.model.plan import ExecutionPlan
 from vespera_exec.model.principal import Caller, allowed_env
 from vespera_exec.model.task import Task
@@ -123,13 +125,9 @@ class DefaultExecutionEngine:
             plan = replace(plan, variables={**plan.variables, **(variables or {})})
             return (await self.vespera.plans.start(self.caller, plan)).run_id
         if isinstance(plan, Mapping):
-            content: Json = dict(plan)
+            content = dict(plan)
         else:
-            from vespera_exec.app.plan_source import read_plan_file
-
-            content = await anyio.to_thread.run_sync(read_plan_file, Path(plan))
-        if not isinstance(content, dict):
-            raise InvalidInput("a plan is a mapping with `steps`")
+            content = mapping(await anyio.to_thread.run_sync(read_plan_file, Path(plan)))
         request = ExecutePlan(plan=content, variables=dict(variables or {}))
         return (await self.vespera.plans.execute(self.caller, request)).run_id
 

@@ -21,7 +21,7 @@ from vespera_exec.app.execution_result import (
 from vespera_exec.app.plan_reading import executes_plan
 from vespera_exec.app.update_subscriptions import UpdateSubscriptions
 from vespera_exec.errors import Conflict, ExecutionError, ExecutionNotFound, TaskNotFound
-from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, StepStatus
+from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, StepStatus
 from vespera_exec.model.events import mapping
 from vespera_exec.monitoring.eta import NaiveEstimator
 
@@ -49,14 +49,6 @@ COALESCED_SECONDS: Final = 0.1
 _RECENT = 50
 _PAGE = 500
 _QUIET_SECONDS = 15.0
-_ENDS = frozenset(
-    {
-        EventType.EXECUTION_COMPLETED,
-        EventType.EXECUTION_FAILED,
-        EventType.EXECUTION_CANCELLED,
-        EventType.EXECUTION_TIMEOUT,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +62,12 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A run at one moment: its attempts, the progress of the last, and whether its end is on disk."""
+    """A run at one moment: its attempts, the progress of the last, and whether its end is decided, and on disk."""
 
     lives: tuple[Lifecycle, ...]
     progress: Progress
-    is_over: bool
+    is_ending: bool = False
+    is_over: bool = False
 
     @property
     def life(self) -> Lifecycle:
@@ -172,8 +165,8 @@ class Executions:
         seen = await self._look(run.run_id)
         held, is_first, shown_at = await self._recent(seen, until=cursor), True, -COALESCED_SECONDS
         while not seen.is_over:
-            # An end that is written, but not settled, is told with the settled state, or with the next attempt.
-            if (is_first or held) and not _ends_of(seen.life, held):
+            # An end that is decided, but not settled, is told with the settled state, or with the next attempt.
+            if (is_first or held) and not seen.is_ending:
                 yield await self._update(run, seen, held)
                 held, is_first, shown_at = [], False, self._clock.monotonic()
             await self._news(run, after=cursor)
@@ -204,13 +197,14 @@ class Executions:
                 raise Conflict(f"the end of {run_id} could not be written", hint="the next owner decides about it")
             return _Seen(tuple(life for life, _ in attempts), attempts[-1][1], is_over=True)
         life, progress, earlier = active.session.lifecycle, active.session.progress, ()
-        if life.status.is_terminal:  # an end is told when it is on disk, or the next attempt instead
+        is_ending = life.status.is_terminal
+        if is_ending:  # an end is told when it is on disk, or the next attempt instead
             ending = S.CANCELLING if life.status is S.CANCELLED else S.COMPLETING
             life = replace(life, status=ending, completed_at=None, outcome={})
         if life.attempt > 1:
             known = await self._store.queries.attempts_of(run_id)
             earlier = tuple(each for each, _ in known if each.attempt < life.attempt)
-        return _Seen((*earlier, life), progress, is_over=False)
+        return _Seen((*earlier, life), progress, is_ending=is_ending)
 
     async def _news(self, run: _Run, *, after: int) -> None:
         """Returns when there is an event, or the run is over, or nothing has happened for a while."""
@@ -343,10 +337,6 @@ def _current(run: _Run, seen: _Seen, summary: PlanSummary | None) -> str | None:
 def _of(seen: _Seen, page: Sequence[StoredEvent]) -> list[ExecutionEvent]:
     sessions = seen.sessions
     return [each.event() for each in page if each.execution_id in sessions]
-
-
-def _ends_of(life: Lifecycle, events: Sequence[ExecutionEvent]) -> bool:
-    return any(each.event_type in _ENDS and each.execution_id == life.execution_id for each in events)
 
 
 def _error(life: Lifecycle) -> ExecutionError | None:

@@ -133,6 +133,7 @@ async def _owned(
                     starter=starter,
                     engine=engine,
                     owner=owner,
+                    plans=vespera.plans.jobs,
                     trusted=trusted,
                     cancelled=store.cancels.noted(),
                 )

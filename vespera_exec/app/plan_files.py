@@ -28,9 +28,25 @@ from vespera_exec.model.references import Reference, references
 Json = Any
 
 _UNREAD: Final = "unread"
+_WORDS: Final = {
+    "missing": "is missing",
+    "model_type": "is an object",
+    "model_attributes_type": "is an object",
+    "dict_type": "is an object",
+    "list_type": "is a list",
+    "string_type": "is a text",
+    "bool_type": "is true or false",
+    "int_type": "is a whole number",
+    "float_type": "is a number",
+    "finite_number": "is a finite number",
+    "string_too_short": "is empty",
+    "string_pattern_mismatch": f"is {ID_RULE}",
+}
+"""What a kind of fault is called, where the validator's own words are not plain."""
 _SYNONYMS: Final = {"needs": "depends_on", "requires_approval": "approval"}
 
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
+Question = Annotated[str, Field(min_length=1, max_length=MAX_MESSAGE_CHARACTERS)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 
 
@@ -64,7 +80,7 @@ class RetriesSpec(_Part):
 
     max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES)] = 0
     """How many more attempts."""
-    retry_on: list[str] = Field(default_factory=list)
+    retry_on: list[str] = []
     """The error codes that are tried again; empty: every error that another attempt may help against."""
     backoff_seconds: Seconds = 1.0
     """Before the second attempt."""
@@ -142,9 +158,9 @@ class StepSpec(_Part):
     """What the role is told."""
     type: Annotated[str, Field(max_length=64)] = ""
     """A label of yours, by which statistics are grouped."""
-    depends_on: list[str] = Field(default_factory=list)
+    depends_on: list[str] = []
     """Steps that have to end well before it begins; those that its inputs refer to need not be named."""
-    inputs: dict[str, Json] = Field(default_factory=dict)
+    inputs: dict[str, Json] = {}
     """Of the role; texts may hold references."""
     timeout_seconds: Seconds = 0.0
     """Of each attempt; 0: as the role says."""
@@ -154,7 +170,7 @@ class StepSpec(_Part):
     """Further attempts after a failure, or only their number; without it, as the role says."""
     fallback: Annotated[FallbackSpec | None, BeforeValidator(_name_alone)] = None
     """A role, or a role and its inputs, that does the step once all attempts have failed."""
-    approval: Annotated[bool | str, BeforeValidator(_approval)] = False
+    approval: Annotated[bool | Question, BeforeValidator(_approval)] = False
     """A person has to approve before it begins; a text is what they are asked."""
     capacity: Annotated[Any, BeforeValidator(_capacity), WithJsonSchema(_CAPACITY_SCHEMA)] = ()
     """What it needs of the shared capacity while it works, `{type: amount}` or a list."""
@@ -200,7 +216,7 @@ class PlanHead(_Part):
     """Shown."""
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION)] = ""
     """What it is for."""
-    variables: dict[str, Json] = Field(default_factory=dict)
+    variables: dict[str, Json] = {}
     """Names and values that references read; whoever starts the plan may give others."""
     max_parallel: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] = 16
     """How many of its steps may be under way at a time."""
@@ -313,30 +329,16 @@ class _Reading:
 
 def _told(kind: str, path: tuple[str | int, ...], message: str, model: type[BaseModel], place: str) -> str:
     where = place + "".join(f"[{each}]" if isinstance(each, int) else f".{each[:80]}" for each in path).lstrip(".")
-    match kind:
-        case "extra_forbidden":
-            key = str(path[-1])
-            around = where.removesuffix(key[:80]).rstrip(".")
-            return f"{around + ': ' if around else ''}unknown key {key[:80]!r}{near(key, _keys(model, path[:-1]))}"
-        case "missing":
-            text = "is missing"
-        case "string_pattern_mismatch":
-            text = f"is {ID_RULE}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            text = "is an object"
-        case _:
-            text = message.removeprefix("Value error, ").replace("Input should be", "should be")
+    if kind == "extra_forbidden":
+        key = str(path[-1])
+        around = where.removesuffix(key[:80]).rstrip(".")
+        return f"{around + ': ' if around else ''}unknown key {key[:80]!r}{near(key, _keys(model, path[:-1]))}"
+    text = _WORDS.get(kind) or message.removeprefix("Value error, ").replace("Input should be", "should be")
     return f"{where.rstrip('.')}: {text}" if where else text
 
 
 def _keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    match path:
-        case ("retries", *_):
-            model = RetriesSpec
-        case ("fallback", *_):
-            model = FallbackSpec
-        case _:
-            pass
+    model = {"retries": RetriesSpec, "fallback": FallbackSpec}.get(str(path[0]), model) if path else model
     synonyms = _SYNONYMS if model is StepSpec else {}
     return [*model.model_fields, *synonyms]
 

@@ -83,7 +83,7 @@ class PlanReading:
             task_id=life.task_id,
             session_id=life.execution_id,
             status=life.status.value,
-            percentage=present.rounded(found.progress.percentage) if found.progress is not None else None,
+            percentage=present.rounded(self._percentage(life, found.progress)),
             counts=_counted(counts),
             steps=shown,
             total=total,
@@ -135,7 +135,7 @@ class PlanReading:
         return views.ProgressInfo(
             current_step=seen.steps - seen.counts.get(StepStatus.PENDING, 0),
             total_steps=seen.steps,
-            percentage=present.rounded(progress.percentage) or 0.0,
+            percentage=present.rounded(self._percentage(life, progress)) or 0.0,
             current_step_name=seen.current[0].step if seen.current else None,
         )
 
@@ -145,6 +145,13 @@ class PlanReading:
         if coordinator is None:
             return present.open_inputs(life)
         return [present.question(asked, key=key) for key, asked in coordinator.open_inputs().items()]
+
+    def _percentage(self, life: Lifecycle, progress: Progress | None) -> float | None:
+        """Of the board, which is ahead of what is reported of it."""
+        coordinator = self.coordinator(life)
+        if coordinator is not None:
+            return coordinator.board.percentage
+        return progress.percentage if progress is not None else None
 
     async def _stored_first(
         self, execution_id: str, counts: Mapping[StepStatus, int], statuses: Sequence[StepStatus]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import orjson
 
 from roles import inputs as schema
-from vespera_exec.app import checks, plan_views, views
+from vespera_exec.app import checks, handles, plan_views, views
 from vespera_exec.app.callers import require
 from vespera_exec.app.plan_files import parse_plan
 from vespera_exec.app.plan_reading import executes_plan
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from vespera_exec.engine.plans import Coordinator
     from vespera_exec.engine.running import Job
     from vespera_exec.model.events import Json
-    from vespera_exec.model.ledger import IdempotencyRecord
     from vespera_exec.model.plan import ExecutionPlan, PlanStep
     from vespera_exec.model.principal import Caller
     from vespera_exec.model.steps import StepState
@@ -53,6 +52,8 @@ if TYPE_CHECKING:
 
 _MOST_LEVELS = 200
 _MOST_PROBLEMS = 100
+_MOST_IN_LOOP = 200
+"""Steps of a plan that is read in the loop; of a larger one it takes too long for everybody else."""
 _NOT_OPEN = "the plan is not executed now"
 
 
@@ -89,7 +90,7 @@ class Plans:
             StoreUnavailable: nothing new can be written now.
         """
         require(caller, "operate")
-        plan = parse_plan(request.plan, variables=request.variables)
+        plan = await _parsed(request)
         return await self._start(caller, plan, request)
 
     async def start(
@@ -117,11 +118,11 @@ class Plans:
         )
         return await self._start(caller, checked(plan), request)
 
-    def check(self, caller: Caller, spec: plan_views.CheckPlan) -> plan_views.PlanChecked:
+    async def check(self, caller: Caller, spec: plan_views.CheckPlan) -> plan_views.PlanChecked:
         """Whether a plan could be executed by this caller, and which steps could run beside each other."""
         require(caller, "read")
         try:
-            plan = parse_plan(spec.plan, variables=spec.variables)
+            plan = await _parsed(spec)
             self._check_roles(caller, plan)
         except InvalidPlan as error:
             problems = [plan_views.PlanProblem(step=step, problem=what) for step, what in error.problems]
@@ -136,9 +137,9 @@ class Plans:
             InvalidInput: role "plan" without a plan, or inputs for one; what was asked for is not known any more.
             AlreadyExecuting, InvalidPlan, TaskNotFound.
         """
-        if request.task_id is None or request.role == PLAN_ROLE:
-            if request.role == PLAN_ROLE:
-                raise InvalidInput("role plan executes a plan, and none was given", hint="use execute_plan")
+        if request.role == PLAN_ROLE:
+            raise InvalidInput("role plan executes a plan, and none was given", hint="use execute_plan")
+        if request.task_id is None or request.title is not None:
             return None
         task = await self._tasks.get(request.task_id, caller)
         if task.record.assigned_role != PLAN_ROLE or request.role is not None:
@@ -168,7 +169,7 @@ class Plans:
         *,
         states: Mapping[str, StepState],
         variables: Mapping[str, Json],
-        restored_from: str,
+        restored_from: str | None,
         parent_execution_id: str,
     ) -> Job:
         """Decide PENDING for a new session of a plan's task, which goes on from `states`. Submit it, then sync."""
@@ -183,7 +184,7 @@ class Plans:
         self._store.journal.check_writable()
         async with self._starter.once(caller, "execute_plan", request) as known:
             if known is not None:
-                return await self._starter.repeated(known)
+                return await handles.repeated(known, self._engine, self._store)
             self._check_roles(caller, plan)
             cursor = self._store.journal.head
             task = self._tasks.make(
@@ -211,7 +212,7 @@ class Plans:
         if request.wait_ms:
             with anyio.move_on_after(request.wait_ms / 1000):
                 await run.done.wait()
-        return self._starter.handle(run.session.lifecycle, cursor, done=run.done.is_set())
+        return handles.handle(run.session.lifecycle, cursor, done=run.done.is_set())
 
     def enqueue(
         self,
@@ -291,7 +292,11 @@ class Plans:
         coordinator, status, session_id = await self._coordinator(any_id, caller)
         if coordinator is None:
             return views.Cancelled(
-                success=False, message="Cancellation not possible", reason=_NOT_OPEN, status=status, session_id=session_id
+                success=False,
+                message="Cancellation not possible",
+                reason=_NOT_OPEN,
+                status=status,
+                session_id=session_id,
             )
         accepted = coordinator.cancel_step(step_id, checks.reason(reason))
         await self._store.journal.sync()
@@ -383,4 +388,14 @@ def _no_value(_: object) -> Json:
 
 def _number(plan: Mapping[str, Json]) -> int:
     steps = plan.get("steps")
-    return len(steps) if isinstance(steps, list) else 0
+    return len(cast("list[Json]", steps)) if isinstance(steps, list) else 0
+
+
+async def _parsed(asked: plan_views.ExecutePlan | plan_views.CheckPlan) -> ExecutionPlan:
+    """
+    Raises:
+        InvalidPlan: all that is wrong with it.
+    """
+    if _number(asked.plan) <= _MOST_IN_LOOP:
+        return parse_plan(asked.plan, variables=asked.variables)
+    return await anyio.to_thread.run_sync(lambda: parse_plan(asked.plan, variables=asked.variables))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vespera_exec.app import views
 from vespera_exec.model.enums import RESOURCE_UNITS, ExecutionPhase, ExecutionStatus, ResourceType
 from vespera_exec.model.events import Json, mapping
+from vespera_exec.model.plan import PLAN_ROLE
 from vespera_exec.model.progress import Progress, measured
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def rounded(value: float | None) -> float | None:
 def work(tasks: Iterable[Task], *, resumes: Callable[[str], bool], limit: int) -> list[views.WorkRow]:
     """Of these tasks the executions that have begun: those that would be interrupted first, then the oldest.
 
+    A plan itself is not interrupted; of its steps each is judged as what it is.
     `resumes` says of a role whether what stands still of it goes on under the next owner.
     """
     shown: list[views.WorkRow] = []
@@ -162,13 +164,14 @@ def work(tasks: Iterable[Task], *, resumes: Callable[[str], bool], limit: int) -
             continue
         life = session.lifecycle
         waits = life.status in (ExecutionStatus.PAUSED, ExecutionStatus.RECOVERING)
+        stays = life.is_parked or life.lease is not None or life.role_name == PLAN_ROLE
         shown.append(
             views.WorkRow(
                 task_id=task.id,
                 session_id=session.session_id,
                 title=task.record.title,
                 status=life.status.value,
-                kept=life.is_parked or life.lease is not None or (waits and resumes(life.role_name or "")),
+                kept=stays or (waits and resumes(life.role_name or "")),
             )
         )
     return sorted(shown, key=lambda row: row.kept)[:limit]

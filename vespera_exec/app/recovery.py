@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from vespera_exec.app.step_limits import adapted
 from vespera_exec.errors import ExecutionError, InvalidInput, InvalidTransitionError, RoleNotFound
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
+from vespera_exec.model.plan import PLAN_ROLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from roles.definition import Role
     from roles.registry import RoleRegistry
     from vespera_exec.app.starting import Starter
+    from vespera_exec.app.steps import PlanJobs
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
     from vespera_exec.engine.running import Job
@@ -57,6 +60,7 @@ class Recovery:
         starter: Starter,
         engine: Engine,
         owner: str,
+        plans: PlanJobs,
         trusted: bool,
         cancelled: Collection[str] = (),
     ) -> None:
@@ -68,6 +72,7 @@ class Recovery:
         self._roles = roles
         self._starter = starter
         self._engine = engine
+        self._plans = plans
         self._owner = owner
         self._trusted = trusted
         self._cancelled = cancelled
@@ -75,7 +80,9 @@ class Recovery:
     def take_over(self, left: list[Unfinished]) -> Recovered:
         """Decide about all of them. It is on disk after the next `sync`; the engine starts nothing before."""
         done = Recovered()
-        for each in left:
+        ending: set[str] = set()
+        """The plans whose steps do not go on."""
+        for each in sorted(left, key=lambda each: each.lifecycle.role_name != PLAN_ROLE):
             task = self._tasks.adopt(each)
             session = task.execution.current_session
             if session is None:
@@ -84,7 +91,16 @@ class Recovery:
                 session.change_owner(self._owner)
                 if session.lifecycle.lease is None:  # else a worker has it, and uses it still
                     session.release_capacity("Its owner ended", at=_last_sign(each))
-                job = self._continued(task, session, each)
+                if task.record.parent_execution_id in ending:
+                    session.request_cancellation("Its plan was cancelled")
+                if session.lifecycle.status.is_terminal:
+                    job = None
+                elif session.lifecycle.role_name == PLAN_ROLE:
+                    job = self._plan(task, session, each)
+                    if job is None or session.lifecycle.status is S.CANCELLING:
+                        ending.add(session.session_id)
+                else:
+                    job = self._continued(task, session, each)
             if job is None:
                 done.ended += 1
                 continue
@@ -103,6 +119,20 @@ class Recovery:
                 done.queued, done.resumed, done.paused, done.ended,
             )  # fmt: skip
         return done
+
+    def _plan(self, task: Task, session: ExecutionSession, left: Unfinished) -> Job | None:
+        """The job of a plan, of which nothing ran but its steps: it goes on, or ends once they have ended."""
+        if left.lifecycle.execution_id in self._cancelled:
+            session.request_cancellation("Asked for while the disk was full")
+            if session.lifecycle.status.is_terminal:
+                return None
+        try:
+            self._check_trusted()
+            return self._plans.job(task, session, _asked(left.request))
+        except (_Refused, InvalidInput, KeyError, TypeError) as error:
+            said = f"The plan cannot go on: {error}"
+            session.fail(ExecutionError(said, code="INTERRUPTED", context={"owner": left.lifecycle.owner}))
+            return None
 
     def _continued(self, task: Task, session: ExecutionSession, left: Unfinished) -> Job | None:
         """The job of an execution that goes on; None where it has ended here."""
@@ -136,18 +166,16 @@ class Recovery:
         Raises:
             _Refused: why it does not.
         """
-        if not self._trusted:
-            raise _Refused("it lay in a data directory that was not made here by you, and was not run")
-        if request is None:
-            raise _Refused("who asked for it is not known any more")
+        self._check_trusted()
         try:
             role = self._roles.get(life.role_name or "")
         except (RoleNotFound, InvalidInput) as error:
             raise _Refused(f"its role cannot be used any more: {error.message}") from error
+        asked = _asked(request)
         try:
-            asked: dict[str, Json] = orjson.loads(request)
-        except orjson.JSONDecodeError:
-            raise _Refused("what was asked for cannot be read any more") from None
+            role = adapted(role, asked)
+        except InvalidInput as error:
+            raise _Refused(f"its role cannot be used any more: {error.message}") from error
         if not self._starter.permits(self._starter.caller(asked), role):
             raise _Refused(f"role {role.name} is not open any more to whoever asked for it")
         if life.is_parked:
@@ -159,6 +187,10 @@ class Recovery:
         if life.status is not S.PENDING and role.on_interrupt != "resume":
             raise _Refused(f"role {role.name} does not resume")
         return role, asked
+
+    def _check_trusted(self) -> None:
+        if not self._trusted:
+            raise _Refused("it lay in a data directory that was not made here by you, and was not run")
 
     def _recover(self, session: ExecutionSession, life: Lifecycle, died: str) -> None:
         """To RECOVERING; one that was paused goes on to PAUSED, since nothing of it runs.
@@ -185,6 +217,19 @@ def _last_sign(left: Unfinished) -> datetime | None:
     """When the work is last known to have run."""
     known = (left.measured_at, left.progress.updated_at, left.lifecycle.clock_read_at)
     return max((each for each in known if each is not None), default=None)
+
+
+def _asked(request: bytes | None) -> dict[str, Json]:
+    """
+    Raises:
+        _Refused: it is lost.
+    """
+    if request is None:
+        raise _Refused("who asked for it is not known any more")
+    try:
+        return orjson.loads(request)
+    except orjson.JSONDecodeError:
+        raise _Refused("what was asked for cannot be read any more") from None
 
 
 class _Refused(Exception):

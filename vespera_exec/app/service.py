@@ -10,13 +10,15 @@ import anyio
 from anyio.from_thread import check_cancelled
 
 from vespera_exec import __version__
-from vespera_exec.app import checks, doctor, present, views
+from vespera_exec.app import checks, doctor, handles, present, views
 from vespera_exec.app.answers import Answers
 from vespera_exec.app.callers import require, require_local
 from vespera_exec.app.checkpoints import Checkpoints
 from vespera_exec.app.dead_letters import DeadLetters
 from vespera_exec.app.inputs import Inputs
 from vespera_exec.app.pausing import Pausing
+from vespera_exec.app.plans import Plans
+from vespera_exec.app.step_cache import StepCache
 from vespera_exec.app.tasks import meant
 from vespera_exec.app.token_views import Visitor
 from vespera_exec.app.workers import Workers
@@ -26,10 +28,10 @@ from vespera_exec.errors import (
     RoleNotFound,
     StoreDamaged,
     StoreUnavailable,
-    TaskNotFound,
 )
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import ExecutionStatus
+from vespera_exec.model.plan import PLAN_ROLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
     from vespera_exec.errors import StoreError
-    from vespera_exec.model.ledger import IdempotencyRecord
-    from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.principal import Caller
     from vespera_exec.settings import Settings
     from vespera_exec.store.owners import Tenure
@@ -78,11 +78,27 @@ class Vespera(Answers):
         self.version = __version__
         self.access = access
         self.workers = Workers(store=store, engine=engine, roles=roles, shifts=starter.shifts, settings=settings)
-        self.dead_letters = DeadLetters(store=store, engine=engine, tasks=tasks, starter=starter, settings=settings)
         self._owners = owners
         self._pausing = Pausing(store, engine, tasks)
         self.strategies = engine.strategies
-        self.checkpoints = Checkpoints(store, engine, tasks, starter)
+        self.plans = Plans(
+            store=store,
+            engine=engine,
+            tasks=tasks,
+            starter=starter,
+            settings=settings,
+            pausing=self._pausing,
+            cache=StepCache(store, roles),
+        )
+        self.checkpoints = Checkpoints(store, engine, tasks, starter, self.plans)
+        self.dead_letters = DeadLetters(
+            store=store,
+            engine=engine,
+            tasks=tasks,
+            starter=starter,
+            settings=settings,
+            restore_plan=self.checkpoints.restore_ended,
+        )
         self._inputs = Inputs(store, engine, tasks, self._reading)
 
     @classmethod
@@ -147,11 +163,11 @@ class Vespera(Answers):
         self._store.journal.check_writable()
         async with self._starter.once(caller, "execute", request) as known:
             if known is not None:
-                return await self._repeated(known)
+                return await handles.repeated(known, self._engine, self._store)
             if self._engine.queued >= self.settings.max_queued:
                 raise Conflict(f"the queue is full ({self._engine.queued} wait)", hint="try again later")
             cursor = self._store.journal.head
-            job = await self._starter.start(caller, request)
+            job = await self.plans.again(caller, request) or await self._starter.start(caller, request)
             # It is decided, so the engine has it before anything can come between, a client that goes included.
             # The engine starts nothing before PENDING is on disk.
             self._tasks.hold(job.task)
@@ -164,7 +180,7 @@ class Vespera(Answers):
         if request.wait_ms:
             with anyio.move_on_after(request.wait_ms / 1000):
                 await run.done.wait()
-        return self._handle(run.session.lifecycle, cursor, done=run.done.is_set())
+        return handles.handle(run.session.lifecycle, cursor, done=run.done.is_set())
 
     async def cancel(
         self, caller: Caller, any_id: str, *, reason: str = "User requested", wait_ms: int = 0
@@ -337,31 +353,10 @@ class Vespera(Answers):
             await anyio.to_thread.run_sync(self._store.cancels.note, session_id)
 
     def _resumes(self, role_name: str) -> bool:
+        if role_name == PLAN_ROLE:
+            return True
         try:
             role = self.roles.get(role_name)
         except (RoleNotFound, InvalidInput):
             return False
         return role.runner == "external" or role.on_interrupt == "resume"
-
-    async def _repeated(self, known: IdempotencyRecord) -> views.Handle:
-        run = self._engine.run_of(known.task_id)
-        if run is not None and run.run_id == known.run_id:
-            life, done = run.session.lifecycle, run.done.is_set()
-        else:
-            attempts = await self._store.queries.attempts_of(known.run_id or "")
-            if not attempts:
-                raise TaskNotFound(known.task_id)
-            life, done = attempts[-1][0], True
-        return self._handle(life, 0, done=done).model_copy(update={"repeated": True})
-
-    def _handle(self, life: Lifecycle, cursor: int, *, done: bool) -> views.Handle:
-        error = present.error(life) if done else None
-        return views.Handle(
-            task_id=life.task_id,
-            run_id=life.run_id,
-            session_id=life.execution_id,
-            status=life.status.value,
-            cursor=cursor,
-            done=done,
-            error=error["message"] if error else None,
-        )

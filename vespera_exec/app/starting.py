@@ -14,6 +14,7 @@ import orjson
 from roles.execution import RoleExecutor
 from roles.runners.external import Shifts
 from vespera_exec.app import checks, views
+from vespera_exec.app.step_limits import adapted, retry_rule
 from vespera_exec.engine.capacity import CapacityPools
 from vespera_exec.engine.running import Job, Policy
 from vespera_exec.engine.work import WorkerNeeded
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from roles.definition import Role
+    from vespera_exec.app import plan_views
     from roles.registry import RoleRegistry
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.work import Work, WorkResult
@@ -58,9 +60,9 @@ class Starter:
         self._store = store
         self._tasks = tasks
         self._roles = roles
-        self._settings = settings
-        self._owner = owner
-        self._pools = pools or CapacityPools()
+        self.settings = settings
+        self.owner = owner
+        self._pools = CapacityPools() if pools is None else pools
         self._executor = RoleExecutor(allowed_roots=settings.allowed_roots)
         self.shifts = Shifts()
         self._allowed: Counter[str] = Counter()
@@ -91,7 +93,7 @@ class Starter:
 
     def permits(self, caller: Caller, role: Role) -> bool:
         if role.name == COMMAND_ROLE and role.source == "builtin" and not caller.is_local:
-            return self._settings.allow_command_over_tcp and "operate" in caller.scopes
+            return self.settings.allow_command_over_tcp and "operate" in caller.scopes
         return role.permits(caller)
 
     def new_task(self, caller: Caller, new: views.NewTask) -> Task:
@@ -103,16 +105,16 @@ class Starter:
         return self._made(caller, new, self.role(caller, new.role) if new.role is not None else None)
 
     def _made(self, caller: Caller, new: views.NewTask, role: Role | None, *, complete: bool = False) -> Task:
-        inputs = checks.inputs(new.inputs, self._settings)
+        inputs = checks.inputs(new.inputs, self.settings)
         if complete and role is not None:
-            inputs = self._completed(caller, role, inputs)
+            inputs = self.completed(caller, role, inputs)
         return self._tasks.make(
-            title=checks.title(new.title, self._settings),
-            description=checks.description(new.description, self._settings),
+            title=checks.title(new.title, self.settings),
+            description=checks.description(new.description, self.settings),
             role=role.name if role else None,
             inputs=inputs,
             priority=new.priority,
-            sla_seconds=new.sla_seconds or self._settings.sla_seconds,
+            sla_seconds=new.sla_seconds or self.settings.sla_seconds,
             max_retries=new.max_retries,
             principal=caller.principal,
         )
@@ -131,6 +133,7 @@ class Starter:
             if request.role is None:
                 raise InvalidInput("role is missing", hint="list_roles shows what there is")
             role = self.role(caller, request.role)
+            self.check_capacity(role, request.capacity)
             new = views.NewTask(
                 title=request.title,
                 description=request.description,
@@ -149,11 +152,11 @@ class Starter:
         if session is not None:
             raise AlreadyExecuting(task.id, session.session_id)
         given = task.inputs if request.inputs is None else request.inputs
-        return self._enqueue(task, role, self._completed(caller, role, dict(given)), caller, request)
+        return self._enqueue(task, role, self.completed(caller, role, dict(given)), caller, request)
 
     @asynccontextmanager
     async def once(
-        self, caller: Caller, operation: str, request: views.NewTask | views.Execute
+        self, caller: Caller, operation: str, request: views.NewTask | views.Execute | plan_views.ExecutePlan
     ) -> AsyncGenerator[IdempotencyRecord | None]:
         """One request per idempotency key at a time; what the key stands for, where it has been used.
 
@@ -176,9 +179,23 @@ class Starter:
                 )
             yield known
 
-    def _completed(self, caller: Caller, role: Role, given: dict[str, Json]) -> dict[str, Json]:
-        completed = role.validate_inputs(checks.inputs(given, self._settings))
-        return role.resolve_paths(completed, caller, self._settings.allowed_roots)
+    def check_capacity(self, role: Role, given: Json = None) -> None:
+        """Whether a run of `role`, which asks for `given` (None: for what the role says), can ever begin.
+
+        Raises:
+            InvalidInput: `given` cannot be meant.
+            CapacityUnknown, CapacityTooLarge: no pools could give it.
+        """
+        self._pools.check(role.capacity if given is None else requirements(given))
+
+    def completed(self, caller: Caller, role: Role, given: Mapping[str, Json]) -> dict[str, Json]:
+        """Inputs that the role takes, with its defaults.
+
+        Raises:
+            InvalidInput, PermissionDenied: it does not.
+        """
+        completed = role.validate_inputs(checks.inputs(given, self.settings))
+        return role.resolve_paths(completed, caller, self.settings.allowed_roots)
 
     def _enqueue(
         self,
@@ -190,14 +207,7 @@ class Starter:
         queueing: Mapping[str, Any] | None = None,
     ) -> Job:
         """The request's own values, who asked, and PENDING, in one decision; `queueing` as in `enqueue_execution`."""
-        asked: dict[str, Json] = {
-            "principal": caller.principal,
-            "scopes": sorted(caller.scopes),
-            "over_tcp": caller.over_tcp,
-            "cwd": caller.cwd,
-            "env": dict(caller.env),
-            "timeout_seconds": request.timeout_seconds,
-        }
+        asked = self.asked(caller, timeout_seconds=request.timeout_seconds)
         if request.capacity is not None:
             asked["capacity"] = [each.to_dict() for each in requirements(request.capacity)]
         self._pools.check(capacity_of(role, asked))
@@ -205,7 +215,7 @@ class Starter:
             session = task.enqueue_execution(
                 role.name,
                 priority=task.priority if request.priority is None else request.priority,
-                owner=self._owner,
+                owner=self.owner,
                 message="Waiting for a worker" if role.runner == "external" else "Queued",
                 **(queueing or {}),
             )
@@ -231,7 +241,7 @@ class Starter:
         return self._enqueue(
             task,
             role,
-            self._completed(caller, role, dict(task.inputs)),
+            self.completed(caller, role, dict(task.inputs)),
             caller,
             request,
             {
@@ -242,6 +252,17 @@ class Starter:
                 "restored_from": checkpoint_id,
             },
         )
+
+    def asked(self, caller: Caller, *, timeout_seconds: float | None) -> dict[str, Json]:
+        """What is kept of a request: who asked, from where, with which limit."""
+        return {
+            "principal": caller.principal,
+            "scopes": sorted(caller.scopes),
+            "over_tcp": caller.over_tcp,
+            "cwd": caller.cwd,
+            "env": dict(caller.env),
+            "timeout_seconds": timeout_seconds,
+        }
 
     def caller(self, asked: Mapping[str, Json]) -> Caller:
         """Who asked, out of what was kept of a request."""
@@ -255,6 +276,7 @@ class Starter:
 
     def job(self, task: Task, session: ExecutionSession, role: Role, asked: Mapping[str, Json]) -> Job:
         """What the engine is given, from what was `asked` for: also by a later owner, who takes its worker over."""
+        role = adapted(role, asked)
         external = role.runner == "external"
         if external and session.lifecycle.lease is not None:
             self.shifts.take_over(session.session_id)
@@ -274,14 +296,16 @@ class Starter:
             run=run,
             caller=self.caller(asked),
             place="worker" if external else "slot",
+            group=task.record.parent_execution_id,
             capacity=capacity_of(role, asked),
             policy=Policy(
                 timeout_seconds=asked.get("timeout_seconds")
                 or role.timeout_seconds
-                or self._settings.default_timeout_seconds,
-                wait_timeout_seconds=role.wait_timeout_seconds,
+                or self.settings.default_timeout_seconds,
+                wait_timeout_seconds=mapping(asked.get("step")).get("wait_timeout_seconds")
+                or role.wait_timeout_seconds,
                 grace_seconds=min(role.grace_seconds, _LONGEST_GRACE_SECONDS),
-                retry=role.retry,
+                retry=retry_rule(role, asked),
             ),
         )
 

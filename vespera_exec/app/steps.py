@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from vespera_exec.app import checks
+from vespera_exec.app.step_limits import adapted, retry_rule
 from vespera_exec.engine.plan_children import WAITS_FOR_WORKER, ReadyStep
 from vespera_exec.engine.plans import Coordinator
 from vespera_exec.engine.running import Job, Policy
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vespera_exec.app.step_cache import StepCache
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine, Run
-    from vespera_exec.engine.work import RetryRule
     from vespera_exec.model.board import PlanBoard
     from vespera_exec.model.events import Json
     from vespera_exec.model.ledger import CacheRecord
@@ -44,43 +43,6 @@ _GRACE_SECONDS: Final = 4.8
 _DEFAULT_MAX_RETRIES = 3
 _WHO = ("principal", "scopes", "over_tcp", "cwd", "env")
 _TOLD = ("wait_timeout_seconds", "retries", "approval", "capacity", "on_interrupt")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRetryRule:
-    """`RetryRule` of a step: for the codes that it names, or for every error that is recoverable."""
-
-    max_retries: int = 0
-    retry_on: tuple[str, ...] = ()
-    backoff_seconds: float = 1.0
-    backoff_factor: float = 2.0
-    backoff_max_seconds: float = 60.0
-
-    def applies(self, error_code: str, failed_attempts: int) -> bool:
-        return failed_attempts <= self.max_retries and (not self.retry_on or error_code in self.retry_on)
-
-    def delay(self, failed_attempts: int) -> float:
-        exponent = min(failed_attempts - 1, 64)
-        return min(self.backoff_seconds * self.backoff_factor**exponent, self.backoff_max_seconds)
-
-
-def adapted(role: Role, asked: Mapping[str, Json]) -> Role:
-    """The role as the step of a plan wants it, where the run is of one.
-
-    Raises:
-        InvalidInput: the role cannot be so.
-    """
-    told = asked.get("step") or {}
-    changes = {name: told[name] for name in ("approval", "on_interrupt") if told.get(name)}
-    return replace(role, **changes) if changes else role
-
-
-def retry_rule(role: Role, asked: Mapping[str, Json]) -> RetryRule:
-    """When a failed attempt is followed by another: as the step says, else as the role does."""
-    told = (asked.get("step") or {}).get("retries")
-    if told is None:
-        return role.retry
-    return StepRetryRule(**told | {"retry_on": tuple(told.get("retry_on") or ())})
 
 
 class Steps:
@@ -140,14 +102,13 @@ class Steps:
     ) -> ReadyStep:
         found = self._starter.role(self._caller, role)
         completed = self._starter.completed(self._caller, found, inputs)
+        asked = self._asked_of(step)
         cached = None
-        if found.pure and step.cache and task_id is None:
+        if adapted(found, asked).pure and step.cache and task_id is None:
             cached = await self._cache.lookup(self._caller.principal, role, completed)
         made = None
         if task_id is not None and await self._store.queries.get_task(task_id) is not None:
             made = await self._tasks.get(task_id, self._caller)
-        asked = self._asked_of(step)
-        adapted(found, asked)
         return ReadyStep(found.name, cached, partial(self._begin, step, found, completed, asked, made))
 
     def answered(self, step: PlanStep, run: Run) -> CacheRecord | None:
@@ -179,7 +140,7 @@ class Steps:
         priority = self._session.lifecycle.priority
         task = made or self._tasks.make(
             id=task_id,
-            title=checks.title((step.title or step.id)[: self._starter.title_limit], self._starter.settings),
+            title=checks.title((step.title or step.id)[: self._starter.settings.title_limit], self._starter.settings),
             description=step.description,
             role=role.name,
             inputs=inputs,
@@ -206,9 +167,7 @@ class Steps:
 class PlanJobs:
     """Makes the job that executes a plan: for a request, and for a later owner, who takes it over."""
 
-    def __init__(
-        self, *, store: Store, engine: Engine, tasks: LiveTasks, starter: Starter, cache: StepCache
-    ) -> None:
+    def __init__(self, *, store: Store, engine: Engine, tasks: LiveTasks, starter: Starter, cache: StepCache) -> None:
         self._parts: dict[str, Any] = {
             "store": store, "engine": engine, "tasks": tasks, "starter": starter, "cache": cache
         }  # fmt: skip

@@ -80,6 +80,10 @@ class LiveTasks:
         self._known[task.id] = task
         return task
 
+    def known(self, task_id: str) -> Task | None:
+        """The task, where it is live in this process."""
+        return self._known.get(task_id)
+
     def hold(self, task: Task) -> None:
         """Keep it in memory until `release`."""
         self._held[task.id] = task

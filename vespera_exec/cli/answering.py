@@ -86,7 +86,7 @@ class Prompter:
         self._display = display
         self._form: Form | None = None
         self._waiting: list[Mapping[str, Json]] = []
-        self._said: set[str] = set()
+        self._said: set[tuple[str, str]] = set()
 
     @property
     def is_asking(self) -> bool:
@@ -101,13 +101,13 @@ class Prompter:
         if not any(_may_ask(each) or _ends(each) for each in events):
             return
         view = self._daemon.get(f"/tasks/{self._task_id}/inputs")
-        still = {each["key"] for each in view["inputs"]}
-        if self._form is not None and self._form.key not in still:
+        still = {_asking(each) for each in view["inputs"]}
+        if self._form is not None and _asking(self._form.question) not in still:
             self._form = None
             self._say("vespera-exec: answered elsewhere")
         known = self._said
-        self._waiting = [each for each in self._waiting if each["key"] in still]
-        self._waiting += [each for each in view["inputs"] if each["key"] not in known]
+        self._waiting = [each for each in self._waiting if _asking(each) in still]
+        self._waiting += [each for each in view["inputs"] if _asking(each) not in known]
         known.update(still)
         self._next()
 
@@ -242,6 +242,11 @@ def _show_all(found: Mapping[str, Json], *, as_json: bool) -> None:
 
 def _nothing(view: Mapping[str, Json], key: str | None) -> str:
     return f"it does not ask {key}" if key else f"it asks nothing ({view['status']})"
+
+
+def _asking(question: Mapping[str, Json]) -> tuple[str, str]:
+    """Which question it is, and when it was asked: another run of a step may ask it once more."""
+    return str(question["key"]), str(question["asked_at"])
 
 
 def _may_ask(event: Mapping[str, Json]) -> bool:

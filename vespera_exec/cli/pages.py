@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vespera_exec.cli import plan_pages
 from vespera_exec.cli.output import colour
+from vespera_exec.cli.plan_state import waiting
 from vespera_exec.cli.questions import asked
 from vespera_exec.cli.state import eta_text
 from vespera_exec.cli.text import age, duration, percent, shown, size, table
@@ -118,6 +119,9 @@ def event(message: Mapping[str, Json]) -> str:
             parts = [str(message["phase"] or ""), said]
         case _:
             parts = [percent(progress.get("percentage")), said]
+    if step := message.get("step_id"):
+        details: Mapping[str, Json] = message.get("details") or {}
+        parts = [f"{shown(step, 64)}:", waiting(details.get("for")), percent(details.get("percentage")), said]
     text = "  ".join(shown(part) for part in parts if part)
     return f"{message['cursor']:>6}  {_clock(str(message['timestamp']))}  {message['type']!s:<20}  {text}".rstrip()
 

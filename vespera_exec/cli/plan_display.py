@@ -28,7 +28,7 @@ class PlanLines:
     def update(self, state: Shown) -> None:
         plan = cast("PlanShown", state)
         for each in plan.news:
-            self.say(f"vespera-exec: {plan.done}/{plan.total} {each}")
+            self.say(f"vespera-exec: {each}")
         plan.news.clear()
         if plan.status != self._status and plan.status not in ENDED:
             self._status = plan.status

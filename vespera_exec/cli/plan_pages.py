@@ -73,7 +73,7 @@ def step_note(row: Mapping[str, Json]) -> str:
         notes.append(shown(row["reason"] or ""))
     elif row["error"] and row["status"] != "completed":
         notes.append(failure(row["error"]))
-    elif row["status"] in ("running", "waiting"):
+    elif row["status"] in ("running", "waiting") and row["waiting_for"] != "answer":
         notes.append(shown(row["message"] or ""))
     return ", ".join(each for each in notes if each)
 

@@ -46,7 +46,8 @@ class StepShown:
 class PlanShown(Shown):
     """A run of a plan with `total` steps. `steps` holds those that have begun or ended, by id.
 
-    `news` are lines for a log, one per event of a step; whoever shows them clears them.
+    `news` are lines for a log, one per event of a step: how many have ended by then, which one, what of it. Whoever
+    shows them clears them.
     """
 
     total: int = 0
@@ -112,7 +113,7 @@ class PlanShown(Shown):
             case "step_waiting":
                 step.waiting_for, step.message = details.get("for"), message
                 self._moved(step, "waiting" if step.waiting_for else "running")
-                said = _joined(waiting(step.waiting_for), message) if step.waiting_for else "goes on"
+                said = _waits(step) or "goes on"
             case "step_completed":
                 self._moved(step, "completed")
                 said = "completed (from the cache)" if details.get("cached") else "completed"
@@ -131,7 +132,7 @@ class PlanShown(Shown):
             case _:
                 pass
         if said:
-            self.news.append(f"{shown(step_id, 64)} {said}")
+            self.news.append(f"{self.done}/{self.total} {shown(step_id, 64)} {said}")
 
     def _failed(self, step: StepShown, details: Mapping[str, Json]) -> None:
         step.message = failure(details.get("error"))
@@ -164,6 +165,11 @@ def failure(error: Mapping[str, Json] | None) -> str:
     if not error:
         return ""
     return f"{shown(error.get('message'), 300)} ({shown(error.get('code'), 60)})"
+
+
+def _waits(step: StepShown) -> str:
+    """Empty where it does not. What is asked is said by whoever shows the question."""
+    return _joined(waiting(step.waiting_for), "" if step.waiting_for == "answer" else step.message)
 
 
 def _started(details: Mapping[str, Json]) -> str:

@@ -202,7 +202,7 @@ class CapacityPools:
         return tuple(allocations)
 
     def adopt(self, key: str, uses: Collection[CapacityUse], now: float) -> bool:
-        """Count what a log says that `key` holds; False, and nothing has changed, where the pools have no room for it."""
+        """Count what a log says that `key` holds; False, and nothing has changed, where there is no room for it."""
         self._refill(now)
         wanted: dict[str, int] = {}
         for use in uses:

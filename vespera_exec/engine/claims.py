@@ -21,7 +21,7 @@ class ClaimQueue:
 
     def __init__(self) -> None:
         self._queues: dict[str, dict[_Types, WaitingQueue[Job]]] = {}
-        """By role, and by the types of capacity that they need: one that has to wait for its own is passed by others."""
+        """By role, and by the types of capacity that they need: one that waits for its own is passed by others."""
         self._news = anyio.Event()
 
     def __len__(self) -> int:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from vespera_exec.engine.checkpoints import CheckpointReader
+    from vespera_exec.engine.plans import Coordinator
     from vespera_exec.model.session import ExecutionSession
 
 _log = logging.getLogger(__name__)
@@ -145,7 +146,8 @@ class Engine:
         """Those in the queue, or parked, whose role limits the wait; each until then."""
         self._withdrawn: deque[str] = deque()
         self._claims = ClaimQueue()
-        self.grants = Grants(capacity or CapacityPools(), clock=clock, wake=self._rouse, stir=self._claims.stir)
+        pools = CapacityPools() if capacity is None else capacity
+        self.grants = Grants(pools, clock=clock, wake=self._rouse, stir=self._claims.stir)
         """Who may begin of those that need capacity, and who holds it."""
         self._slots: dict[str, RunningExecution] = {}
         self._elsewhere: dict[str, RunningExecution] = {}

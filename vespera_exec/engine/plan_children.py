@@ -47,8 +47,11 @@ class StepHost(Protocol):
         """The board as an earlier owner left it."""
         ...
 
-    async def ready(self, step: PlanStep, role: str, inputs: Mapping[str, Json]) -> ReadyStep:
-        """
+    async def ready(
+        self, step: PlanStep, role: str, inputs: Mapping[str, Json], *, task_id: str | None = None
+    ) -> ReadyStep:
+        """`task_id`: of a child that an earlier owner has announced, and perhaps made.
+
         Raises:
             VesperaError: why the role cannot do it: it is unknown, closed to the caller, or refuses the inputs.
         """

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from vespera_exec.engine.plan_ends import PlanEnds
-from vespera_exec.engine.recovery_strategies import failure
-from vespera_exec.errors import InvalidTransitionError
 from vespera_exec.model.enums import ExecutionStatus, StepStatus
-from vespera_exec.model.restoring import put_back
-from vespera_exec.model.transitions import AT_WORK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sized
 
-    from vespera_exec.engine.plan_children import Child
-    from vespera_exec.engine.recovery_strategies import Decision
     from vespera_exec.model.events import Json
     from vespera_exec.model.inputs import Question
     from vespera_exec.model.ledger import CheckpointRecord
-    from vespera_exec.model.plan import PlanStep
-    from vespera_exec.errors import ExecutionError
-    from vespera_exec.model.steps import StepState
 
 S = ExecutionStatus
 
@@ -37,6 +27,11 @@ class PlanControl(PlanEnds):
     def is_open(self) -> bool:
         """There is a board."""
         return self._board is not None
+
+    @property
+    def is_paused(self) -> bool:
+        """The whole is to stand still."""
+        return self._paused
 
     def open_inputs(self) -> dict[str, Question]:
         """The questions that wait for an answer, by `<step>/<key>`."""
@@ -118,66 +113,3 @@ class PlanControl(PlanEnds):
             self._engine.unpark(session)
         self._engine.go_on(self._session.session_id)
         self._rouse()
-
-    # going back
-
-    async def restore(
-        self, states: Mapping[str, StepState], variables: Mapping[str, Json], *, checkpoint_id: str
-    ) -> None:
-        """Go back to `states`: what runs and does not run there is cancelled, and ended, first.
-
-        Raises:
-            InvalidTransitionError: the plan is ending, or goes back already.
-        """
-        status = self._session.lifecycle.status
-        if self._restoring or status not in (*AT_WORK, S.PAUSED):
-            raise InvalidTransitionError(status.value, "restored", ())
-        self._restoring = True
-        self._epoch += 1
-        self._deciding.clear()
-        try:
-            gone = [child for step, child in self._children.items() if not _runs_in(states.get(step), child)]
-            for child in gone:
-                del self._children[child.step]
-                child.forget()
-                child.run.session.request_cancellation(f"The plan goes back to checkpoint {checkpoint_id}")
-            self._leaving.update(gone)
-            if status is not S.PAUSED:
-                self._session.update_status(S.RECOVERING, f"Back to checkpoint {checkpoint_id}")
-            for child in gone:
-                await child.run.done.wait()
-            self._leaving.clear()
-            if self._session.lifecycle.status.is_terminal or self._session.lifecycle.status is S.CANCELLING:
-                return
-            self._retrying.clear()
-            self._unmade.clear()
-            self.board.reset(states, variables, checkpoint_id=checkpoint_id)
-            self._reschedule()
-        finally:
-            self._restoring = False
-            self._rouse()
-
-    async def _restore_for(
-        self, step: PlanStep, error: ExecutionError, session_id: str | None, decision: Decision
-    ) -> None:
-        """What a strategy has decided; the step has failed where there is no checkpoint to go back to."""
-        checkpoints, now = self._engine.checkpoints, self.board.step(step.id)
-        found = None
-        if checkpoints is not None:
-            found = await checkpoints.at(
-                self._plan, self._session.session_id, checkpoint_id=decision.checkpoint_id, before=now.started_at
-            )
-        if found is None or self._session.lifecycle.status not in (*AT_WORK, S.PAUSED):
-            self._fail(step, error, session_id)
-            return
-        checkpoint_id, then, state = found
-        states = put_back(then, self.board.states, keeps_recoveries=True)
-        states[step.id] = replace(states[step.id], recoveries=now.recoveries + 1, error=failure(now, error))
-        self._announce(step, decision)
-        variables = decision.variables if decision.variables is not None else state.variables
-        await self.restore(states, variables, checkpoint_id=checkpoint_id)
-
-
-def _runs_in(state: StepState | None, child: Child) -> bool:
-    """Whether a step stands where this run of it was going on."""
-    return state is not None and not state.status.is_terminal and state.run_id == child.run.run_id

@@ -9,13 +9,16 @@ import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from vespera_exec.engine.recovery_strategies import Decision, decided, failure
-from vespera_exec.errors import ExecutionError
+from vespera_exec.engine.recovery_strategies import Decision, decided
+from vespera_exec.errors import ExecutionError, InvalidTransitionError
 from vespera_exec.model.enums import EventType, ExecutionStatus, RecoveryAction, StepStatus
-from vespera_exec.model.restoring import state_of_plan
+from vespera_exec.model.restoring import put_back, state_of_plan
 from vespera_exec.model.schedule import Schedule
+from vespera_exec.model.transitions import AT_WORK
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anyio.abc import TaskGroup
 
     from vespera_exec.engine.engine import Engine, Run
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.plan import ExecutionPlan, PlanStep
     from vespera_exec.model.session import ExecutionSession
+    from vespera_exec.model.steps import StepState
 
 S = ExecutionStatus
 _log = logging.getLogger(__name__)
@@ -45,7 +49,7 @@ class PlanEnds:
         self._plan = plan
         self._host = host
         self._engine = engine
-        self._board = board
+        self._board: PlanBoard | None = board
         self._steps = {step.id: step for step in plan.steps}
         self._children: dict[str, Child] = {}
         """By step."""
@@ -61,7 +65,7 @@ class PlanEnds:
         """Steps whose run ended without this coordinator, and how."""
         self._aborted: str | None = None
         """Why the plan is ended before its steps have."""
-        self._epoch = 0
+        self._epoch: int = 0
         """Counts the times when everything was put back or ended; what was begun in another does not count."""
         self._paused = False
         self._restoring = False
@@ -182,7 +186,7 @@ class PlanEnds:
                 case RecoveryAction.RETRY:
                     self.board.failed(
                         step.id,
-                        failure(state, error),
+                        _told(error),
                         session_id=session_id,
                         final=False,
                         not_before=self._session.ledger.clock.now() + timedelta(seconds=decision.delay_seconds),
@@ -213,7 +217,7 @@ class PlanEnds:
             return
         continues = step.continue_on_failure and aborted is None
         with self._session.ledger:
-            self.board.failed(step.id, failure(state, error), session_id=session_id, continues=continues)
+            self.board.failed(step.id, _told(error), session_id=session_id, continues=continues)
             self._settle(step.id, lets_on=continues)
         if aborted is None and self._plan.on_failure == "abort" and not continues:
             aborted = f"Step {step.id} failed: {error.failure_code}: {error.message}"
@@ -221,14 +225,79 @@ class PlanEnds:
             self._aborted = aborted
 
     def _fall_back(self, step: PlanStep, error: ExecutionError, session_id: str | None) -> None:
-        state = self.board.step(step.id)
-        self.board.failed(step.id, failure(state, error), session_id=session_id, final=False, is_fallback=True)
+        self.board.failed(step.id, _told(error), session_id=session_id, final=False, is_fallback=True)
         self._schedule.put_back(step.id)
+
+    # going back
+
+    async def restore(
+        self, states: Mapping[str, StepState], variables: Mapping[str, Json], *, checkpoint_id: str
+    ) -> None:
+        """Go back to `states`: what runs and does not run there is cancelled, and ended, first.
+
+        Raises:
+            InvalidTransitionError: the plan is ending, or goes back already.
+        """
+        status = self._session.lifecycle.status
+        if self._restoring or status not in (*AT_WORK, S.PAUSED):
+            raise InvalidTransitionError(status.value, "restored", ())
+        self._restoring = True
+        self._epoch += 1
+        self._deciding.clear()
+        try:
+            gone = [child for step, child in self._children.items() if not _runs_in(states.get(step), child)]
+            for child in gone:
+                del self._children[child.step]
+                child.forget()
+                child.run.session.request_cancellation(f"The plan goes back to checkpoint {checkpoint_id}")
+            self._leaving.update(gone)
+            if status is not S.PAUSED:
+                self._session.update_status(S.RECOVERING, f"Back to checkpoint {checkpoint_id}")
+            for child in gone:
+                await child.run.done.wait()
+            self._leaving.clear()
+            if self._session.lifecycle.status.is_terminal or self._session.lifecycle.status is S.CANCELLING:
+                return
+            self._retrying.clear()
+            self._unmade.clear()
+            self.board.reset(states, variables, checkpoint_id=checkpoint_id)
+            self._reschedule()
+        finally:
+            self._restoring = False
+            self._rouse()
+
+    async def _restore_for(
+        self, step: PlanStep, error: ExecutionError, session_id: str | None, decision: Decision
+    ) -> None:
+        """What a strategy has decided; the step has failed where there is no checkpoint to go back to."""
+        checkpoints, now, epoch = self._engine.checkpoints, self.board.step(step.id), self._epoch
+        found = None
+        if checkpoints is not None:
+            found = await checkpoints.at(
+                self._plan, self._session.session_id, checkpoint_id=decision.checkpoint_id, before=now.started_at
+            )
+        if epoch != self._epoch or self.board.step(step.id).status.is_terminal:
+            return  # put back, or cancelled, meanwhile
+        if found is None or self._session.lifecycle.status not in (*AT_WORK, S.PAUSED):
+            self._fail(step, error, session_id)
+            return
+        checkpoint_id, then, state = found
+        with self._session.ledger:
+            self._announce(step, decision)
+            self.board.failed(step.id, _told(error), session_id=session_id, final=False, recoveries=now.recoveries + 1)
+        states = put_back(then, self.board.states, keeps_recoveries=True)
+        variables = decision.variables if decision.variables is not None else state.variables
+        await self.restore(states, variables, checkpoint_id=checkpoint_id)
+
+    # inside
 
     def _settle(self, step_id: str, *, lets_on: bool, status: StepStatus = StepStatus.FAILED) -> None:
         """Within the decision that ended the step: what can never begin because of it is skipped."""
         for doomed, reason in self._schedule.settled(step_id, lets_on, status):
-            self.board.skipped(doomed, reason)
+            if self._aborted is None:
+                self.board.skipped(doomed, reason)
+            else:
+                self.board.cancelled(doomed, self._aborted)
         if self._tell_at is None:
             self._tell_at = max(self._now, self._told_at + TELLING_SECONDS)
 
@@ -238,3 +307,12 @@ class PlanEnds:
         delay = (not_before - self._session.ledger.clock.now()).total_seconds()
         self._retrying[step_id] = None
         heapq.heappush(self._timers, (self._now + max(0.0, delay), next(self._turns), step_id))
+
+
+def _told(error: ExecutionError) -> dict[str, Json]:
+    return {"code": error.failure_code, "message": error.message}
+
+
+def _runs_in(state: StepState | None, child: Child) -> bool:
+    """Whether a step stands where this run of it was going on."""
+    return state is not None and not state.status.is_terminal and state.run_id == child.run.run_id

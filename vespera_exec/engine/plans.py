@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import anyio.lowlevel
 
 from vespera_exec.engine.plan_children import QUEUED_SECONDS, Child
 from vespera_exec.engine.plan_control import PlanControl
@@ -72,7 +73,7 @@ class Coordinator(PlanControl):
         """
         self._loop = asyncio.get_running_loop()
         undo = work.token.on_cancel(lambda _: self._rouse())
-        ended: WorkResult | Exception
+        ended: WorkResult | Exception = CancellationException("cancelled")
         try:
             async with anyio.create_task_group() as self._group:
                 # The supervisor of one plan: its children are not left alone, whatever is wrong with it.
@@ -147,7 +148,7 @@ class Coordinator(PlanControl):
             if not self.board.step(step_id).status.is_terminal:
                 await self._begin(step_id, work)
             if (begun := begun + 1) % _AT_ONCE == 0:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
                 self._heed_news()
 
     def _is_held(self, work: Work) -> bool:
@@ -159,11 +160,12 @@ class Coordinator(PlanControl):
         fallback = step.fallback if state.is_fallback else None
         role = fallback.role if fallback is not None else step.role
         given = step.inputs if fallback is None or fallback.inputs is None else fallback.inputs
+        announced = None if state.status is StepStatus.PENDING else state.task_id
         made: VesperaError | None = None
         ready = None
         try:
             inputs = await self._resolved(dict(given))
-            ready = await self._host.ready(step, role, inputs)
+            ready = await self._host.ready(step, role, inputs, task_id=announced)
         except VesperaError as error:
             made = error
         if epoch != self._epoch or self.board.step(step_id) != state:
@@ -236,6 +238,7 @@ class Coordinator(PlanControl):
                 del self._children[child.step]
                 self._moved.discard(child)
                 child.forget()
+                self._write_notes(child)
                 self._concluded(child.step, child.run.session.lifecycle, child.run)
             else:
                 self._look_at(child)
@@ -264,7 +267,8 @@ class Coordinator(PlanControl):
             step_id = heapq.heappop(self._timers)[2]
             if (child := self._children.get(step_id)) is not None:
                 self._look_at(child)
-            elif self._retrying.pop(step_id, None) is not None:
+            elif step_id in self._retrying:
+                del self._retrying[step_id]
                 self._schedule.put_back(step_id)
         if self._tell_at is not None and self._tell_at <= now:
             self._tell()
@@ -282,12 +286,21 @@ class Coordinator(PlanControl):
             before, reached = self.board.step(child.step).percentage or 0.0, child.percentage
             if reached is not None and reached - before >= 1.0:
                 self.board.progress(child.step, min(reached, 100.0))
-            while child.notes:
-                note = child.notes.popleft()
-                self._session.record_fact(
-                    note.event_type, (), step_id=child.step, message=note.message, level=note.level
-                )
+            self._write_notes(child)
         self._tell_percentage()
+
+    def _write_notes(self, child: Child) -> None:
+        """What the work of a step has said, in the plan's own log too."""
+        while child.notes:
+            note = child.notes.popleft()
+            self._session.record_fact(
+                note.event_type,
+                (),
+                step_id=child.step,
+                message=note.message,
+                details=dict(note.details),
+                level=note.level,
+            )
 
     def _tell_percentage(self) -> None:
         reached = self.board.percentage
@@ -363,7 +376,7 @@ class Coordinator(PlanControl):
                 self.board.cancelled(step.id, reason)
                 self._settle(step.id, lets_on=False, status=StepStatus.CANCELLED)
             if number % _AT_ONCE == 0:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
 
     async def _result(self) -> WorkResult:
         self._tell_percentage()

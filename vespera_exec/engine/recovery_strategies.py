@@ -264,11 +264,6 @@ def possible(
     )
 
 
-def failure(state: StepState, error: ExecutionError) -> dict[str, Json]:
-    """The error of a step as its event keeps it."""
-    return {"code": error.failure_code, "message": error.message}
-
-
 def _problem(result: object) -> str | None:
     """What is wrong with what a strategy has returned."""
     if not isinstance(result, RecoveryResult):

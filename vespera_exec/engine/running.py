@@ -308,7 +308,7 @@ class RunningExecution:
     async def _run_work(self, work: Work) -> None:
         try:
             with self._scope:
-                if self.job.place == "slot":  # else others have begun: they are to hear of it, and to stop by themselves
+                if self.job.place == "slot":  # others have begun: they are to hear of it, and to stop by themselves
                     await self._pauses.gate.passed()
                     work.token.throw_if_cancelled()
                 self._outcome = Outcome(result=await self.job.run(work))

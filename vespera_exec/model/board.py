@@ -25,6 +25,7 @@ MAX_MESSAGE: Final = 2000
 """Characters of an error's message or a reason that are kept."""
 
 _WHOLE: Final = 2**52
+_NOT_ALL: Final = 99.999999
 _PENDING: Final = (StepStatus.PENDING,)
 _AT_WORK: Final = (StepStatus.RUNNING, StepStatus.WAITING)
 _OPEN: Final = (*_PENDING, *_AT_WORK)
@@ -44,7 +45,7 @@ class PlanBoard:
 
     def __init__(self, session: ExecutionSession, plan: ExecutionPlan) -> None:
         self.plan = plan
-        self._session = session
+        self.session = session
         self._ledger = session.ledger
         execution = session.execution_id
         self._state = Part(PlanState(execution_id=execution))
@@ -99,7 +100,7 @@ class PlanBoard:
         Steps of weight 0 are left out; where all are, each counts the same. It goes back where a step begins again.
         """
         done = self._done.value
-        return 100.0 if done >= self._whole else 100.0 * done / self._whole
+        return 100.0 if done >= self._whole else min(round(100 * done / self._whole, 6), _NOT_ALL)
 
     # the whole
 
@@ -153,7 +154,7 @@ class PlanBoard:
         """
         with self._ledger:
             completed = self._counts[StepStatus.COMPLETED].value
-            return self._session.mark_checkpoint(kind, metadata=metadata, step=step, completed_steps=completed)
+            return self.session.mark_checkpoint(kind, metadata=metadata, step=step, completed_steps=completed)
 
     # one step
 
@@ -230,15 +231,13 @@ class PlanBoard:
         is_fallback: bool | None = None,
         recoveries: int | None = None,
     ) -> None:
-        """A run of it has failed, or could not begin. Of `error` "code", "message" and "failures" are kept.
+        """A run of it has failed, or could not begin. Of `error` the "code" and the "message" are kept.
 
         `final`: to FAILED, and `continues` lets on what depends on it. Else back to PENDING, to be tried again from
         `not_before` on, by the fallback where `is_fallback`; `recoveries` counts those that a strategy asked for.
         """
         message = _cut(str(error.get("message") or ""))
         kept: dict[str, Json] = {"code": str(error.get("code") or ExecutionError.code), "message": message}
-        if error.get("failures"):
-            kept["failures"] = error["failures"]
         told: dict[str, Json] = {"error": kept, "session_id": session_id, "final": final}
         if continues:
             told["continues"] = True
@@ -300,7 +299,7 @@ class PlanBoard:
     ) -> None:
         part = self._steps[step_id]
         before = part.value
-        self._session.record_fact(kind, (part,), step_id=step_id, message=message, details=told, level=level)
+        self.session.record_fact(kind, (part,), step_id=step_id, message=message, details=told, level=level)
         after = part.value
         if after.status is not before.status:
             for status, change in ((before.status, -1), (after.status, 1)):
@@ -323,7 +322,7 @@ class PlanBoard:
         told = details | {"variables": exact_json(variables, "the variables")}
         if restored_from is not None:
             told["restored_from"] = restored_from
-        self._session.record_fact(EventType.VARIABLES_CHANGED, (self._state,), details=told)
+        self.session.record_fact(EventType.VARIABLES_CHANGED, (self._state,), details=told)
 
     def _step_checkpoint(self, step_id: str) -> None:
         if self.plan.step_checkpoints:

@@ -51,7 +51,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """What one requirement was given. `capacity` and `available` are the pool's, the latter right after it was given."""
+    """What one requirement was given. `capacity` and `available` are the pool's, the latter right afterwards."""
 
     id: str
     pool: str
@@ -179,7 +179,9 @@ def requirements(given: Json) -> tuple[CapacityRequirement, ...]:
     elif isinstance(given, list):
         entries = cast("list[Json]", given)
     else:
-        raise InvalidInput("capacity is {type: amount}, or a list of {type, amount, priority, duration_ms, constraints}")
+        raise InvalidInput(
+            "capacity is {type: amount}, or a list of {type, amount, priority, duration_ms, constraints}"
+        )
     if len(entries) > MAX_REQUIREMENTS:
         raise InvalidInput(f"capacity has {len(entries)} requirements; at most {MAX_REQUIREMENTS}")
     return tuple(_requirement(each) for each in entries)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vespera_exec.model import capacity
-from vespera_exec.model.capacity import CapacityUse
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
 from vespera_exec.model.inputs import Answer, Question, folded, questions
@@ -18,6 +17,8 @@ from vespera_exec.model.values import copier
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+
+    from vespera_exec.model.capacity import CapacityUse
 
 _T = TypeVar("_T")
 

@@ -415,8 +415,7 @@ class ExecutionSession(HoldingLog):
             if old is new:
                 return False
             transitions.check(old, new, life.paused_from)
-            if new.is_terminal and self.release_capacity("It has ended"):
-                life = self._life.value
+            life = self._without_capacity(new)
             now = self._ledger.clock.monotonic()
             noted = details_of(details)
             if clock := self._watch.value.reading(life, now, leaves_phase=new.is_terminal):
@@ -450,6 +449,12 @@ class ExecutionSession(HoldingLog):
                 if self._on_end is not None:
                     self._on_end(self)
             return True
+
+    def _without_capacity(self, new: ExecutionStatus) -> Lifecycle:
+        """The lifecycle of one that changes to `new`; what ends gives back what it holds first."""
+        if new.is_terminal:
+            self.release_capacity("It has ended")
+        return self._life.value
 
     def _outcome(self, given: Mapping[str, Json] | None, error: Mapping[str, Json] | None) -> dict[str, Json]:
         outcome = details_of(given)

@@ -142,8 +142,9 @@ class PlanQueries(Reader):
     async def cached(self, key: bytes, principal: str) -> str | None:
         """The execution whose result stands under `key`, as long as that is kept whole."""
         rows = await self._rows(
-            "SELECT s.name FROM step_cache c JOIN streams s ON s.id = c.execution JOIN results r ON r.id = c.execution "
-            "WHERE c.key = ? AND c.principal = ? AND r.truncated = 0",
+            "SELECT s.name FROM step_cache c JOIN executions e ON e.id = c.execution JOIN streams s ON s.id = e.id "
+            "JOIN results r ON r.id = e.id "
+            "WHERE c.key = ? AND c.principal = ? AND e.status = 'completed' AND r.truncated = 0",
             key, principal,
         )  # fmt: skip
         return rows[0][0] if rows else None

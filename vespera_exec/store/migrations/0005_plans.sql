@@ -21,7 +21,8 @@ CREATE TABLE steps (
     step TEXT NOT NULL,
     status TEXT NOT NULL,
     doc TEXT NOT NULL,
-    PRIMARY KEY (execution, position)
+    PRIMARY KEY (execution, position),
+    UNIQUE (execution, step)
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX steps_by_status ON steps (execution, status);

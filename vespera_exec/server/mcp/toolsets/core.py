@@ -9,7 +9,7 @@ import orjson
 from pydantic import Field
 
 from vespera_exec.app import views
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plan_views import ExecutePlan, PlanProblem
 from vespera_exec.app.replies import by_key
 from vespera_exec.errors import RunExpired
 from vespera_exec.server.mcp import answers
@@ -121,6 +121,11 @@ class Executed(_Outcome):
     session_id: str
     status: str
     repeated: bool = False
+
+
+class ExecutedPlan(Executed):
+    problems: list[PlanProblem] | None = None
+    """Why the plan was refused."""
 
 
 class Answered(_Outcome, views.Answered):
@@ -317,7 +322,7 @@ PLANS = (
             "step has the key STEP/KEY. A plan that is refused starts nothing: see `problems`."
         ),
         takes=ExecutePlan,
-        gives=Executed,
+        gives=ExecutedPlan,
         use=_execute_plan,
         starts=_start_plan,
         stands_for_the_work=True,

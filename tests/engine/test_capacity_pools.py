@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,15 +69,18 @@ def test_of_the_pools_that_fit_the_one_with_the_largest_free_share_gives() -> No
         pools.ask(key, of(gpu=1), now=0)
     pools_of = dict[str, str]()
     while (key := pools.next(0)) is not None:
-        pools_of[key] = (pools.take(key, 0) or ())[0].pool
+        given = pools.take(key, 0)
+        assert given is not None
+        pools_of[key] = given[0].pool
     assert pools_of == {"a": "big", "b": "small", "c": "big"}
 
 
 def test_an_allocation_says_what_the_pool_is_and_what_is_left_of_it() -> None:
     pools = CapacityPools([Pool(id="p", type="gpu", capacity=2, cost_per_unit_hour=1.5, attributes={"model": "a"})])
     pools.ask("it", of(gpu=0.5), now=0)
-    assert pools.next(0) == "it"
-    given = (pools.take("it", 0) or ())[0]
+    allocations = pools.take("it", 0)
+    assert allocations is not None
+    [given] = allocations
     assert (given.pool, given.type, given.amount, given.capacity, given.available) == ("p", "gpu", 0.5, 2, 1.5)
     assert (given.cost_per_unit_hour, given.attributes) == (1.5, {"model": "a"})
 
@@ -181,25 +185,22 @@ def test_a_budget_comes_back_with_time_and_not_at_the_release() -> None:
 
 
 AMOUNTS = st.sampled_from([0.1, 0.3, 0.5, 1, 2])
-WANTS = st.lists(
-    st.builds(
-        lambda name, amount, priority: {"type": name, "amount": amount, "priority": priority},
-        st.sampled_from(["cpu", "gpu"]),
-        AMOUNTS,
-        st.integers(0, 10),
-    ),
+Wants = list[CapacityRequirement]
+WANTS: st.SearchStrategy[Wants] = st.lists(
+    st.builds(CapacityRequirement, type=st.sampled_from(["cpu", "gpu"]), amount=AMOUNTS, priority=st.integers(0, 10)),
     min_size=1,
     max_size=3,
 )
-STEPS = st.lists(st.one_of(WANTS, st.integers(0, 5)), max_size=60)
+STEPS: st.SearchStrategy[list[Wants | int]] = st.lists(st.one_of(WANTS, st.integers(0, 5)), max_size=60)
 
 
+@pytest.mark.promise("capacity")
 @settings(max_examples=300, deadline=None)
 @given(steps=STEPS)
-def test_never_more_than_there_is_never_a_part_and_all_of_it_comes_back(steps: list[list[Json] | int]) -> None:
+def test_never_more_than_there_is_never_a_part_and_all_of_it_comes_back(steps: list[Wants | int]) -> None:
     """Whoever asks for something that can be given gets all of it in the end, and then everything is free again."""
     pools = CapacityPools([BIG, SMALL, CPU])
-    wanted: dict[str, tuple[CapacityRequirement, ...]] = {}
+    wanted: dict[str, Wants] = {}
     holding: dict[str, float] = {}
     now = 0.0
 
@@ -222,13 +223,12 @@ def test_never_more_than_there_is_never_a_part_and_all_of_it_comes_back(steps: l
                 pools.release(key := list(holding)[step])
                 del holding[key]
         else:
-            asked = requirements(step)
             try:
-                pools.check(asked)
+                pools.check(step)
             except InvalidInput:
                 continue
-            wanted[f"{number}"] = asked
-            pools.ask(f"{number}", asked, now=now)
+            wanted[f"{number}"] = step
+            pools.ask(f"{number}", step, now=now)
         look()
     for _ in range(len(wanted)):
         for key in holding:
@@ -241,12 +241,13 @@ def test_never_more_than_there_is_never_a_part_and_all_of_it_comes_back(steps: l
     assert free(pools, now) == {"big": 2, "small": 1, "cpu": 4}
 
 
+@pytest.mark.promise("capacity")
 @settings(max_examples=100, deadline=None)
 @given(large=st.integers(1, 4), rival=WANTS, stay=st.integers(1, 5))
-def test_a_stream_of_higher_priorities_starves_nobody(large: int, rival: list[Json], stay: int) -> None:
+def test_a_stream_of_higher_priorities_starves_nobody(large: int, rival: Wants, stay: int) -> None:
     """However the rivals overlap, the one of lowest priority is served soon after its minute."""
     pools = CapacityPools([BIG, SMALL, CPU])
-    urgent = requirements([{**each, "priority": 10} for each in rival if isinstance(each, dict)])
+    urgent = [replace(each, priority=10) for each in rival]
     try:
         pools.check(urgent)
     except InvalidInput:

@@ -99,7 +99,7 @@ PROMISES: dict[str, Promise] = {
         ),
         mutants=(
             Mutant(
-                file="vespera_exec/store/queries.py",
+                file="vespera_exec/store/reading.py",
                 right="if not isinstance(body, bytes) or zlib.crc32(body) != checksum:",
                 wrong="if not isinstance(body, bytes):",
                 caught_by="store/test_damage.py::test_an_event_that_does_not_match_its_checksum_is_given_to_nobody",
@@ -619,7 +619,7 @@ PROMISES: dict[str, Promise] = {
         mutants=(
             Mutant(
                 file="vespera_exec/app/starting.py",
-                right="            return self._settings.allow_command_over_tcp and",
+                right="            return self.settings.allow_command_over_tcp and",
                 wrong="            return",
                 caught_by="server/test_http.py::test_commands_come_by_the_socket_only",
             ),

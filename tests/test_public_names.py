@@ -137,6 +137,16 @@ def test_an_alias_is_the_thing_itself() -> None:
     assert aliases.StatusEvent is vespera_exec.ExecutionEvent
     assert aliases.ExecutionEventType is vespera_exec.EventType
     assert issubclass(vespera_exec.EnhancedTaskExecution, vespera_exec.TaskExecution)
+    for name in ("ExecutionManager", "AsyncExecutionService", "PipelineRunner"):
+        assert getattr(vespera_exec, name) is vespera_exec.DefaultExecutionEngine
+    assert vespera_exec.Step is vespera_exec.PlanStep
+
+
+def test_the_engine_has_all_that_its_protocol_promises() -> None:
+    promised: type[vespera_exec.ExecutionEngine] = vespera_exec.DefaultExecutionEngine  # the type checker's test
+    names = [name for name in vars(vespera_exec.ExecutionEngine) if not name.startswith("_")]
+    assert len(names) == 16
+    assert all(callable(getattr(promised, name)) for name in names)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

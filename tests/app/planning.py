@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -56,8 +57,11 @@ async def standing(vespera: Vespera, handle: Handle) -> dict[str, str]:
     return {each.id: each.status for each in page.steps}
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
     """Returns once it does."""
     with anyio.fail_after(20):
-        while not holds():
+        while True:
+            told = holds()
+            if await told if isinstance(told, Awaitable) else told:
+                return
             await anyio.sleep(0.01)

@@ -15,6 +15,7 @@ import pytest
 from engine_harness import Held, adding, collected, engine_over, until
 
 from roles.definition import RetryPolicy, Role
+from vespera_exec.app import execution_engine
 from vespera_exec.app.execution_engine import DefaultExecutionEngine
 from vespera_exec.app.executions import COALESCED_SECONDS
 from vespera_exec.app.service import Vespera
@@ -417,3 +418,80 @@ async def test_roles_given_at_the_opening_are_there_when_what_was_left_goes_on(t
         result = await engine.get_result(execution_id)
         assert result is not None
         assert (result.output, calls) == ("made", [execution_id] * 2)
+
+
+async def test_an_end_that_the_disk_refuses_is_no_end_until_there_is_room(engine: DefaultExecutionEngine) -> None:
+    held = Held(engine)
+    execution_id = await engine.submit(NewTask(title="Hold", role="held"))
+    await held.begun.wait()
+    journal = engine.vespera._store.journal  # pyright: ignore[reportPrivateUsage]
+    updates: list[ExecutionUpdate] = []
+
+    async def listen() -> None:
+        updates.extend(await collected(engine, execution_id))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen)
+        journal.limit_pages(1)
+        held.go_on.set()
+        session = engine.vespera._engine.run(execution_id)  # pyright: ignore[reportPrivateUsage]
+        assert session is not None
+        await until(lambda: session.session.lifecycle.status is S.COMPLETED)
+        assert await engine.get_status(execution_id) is S.COMPLETING
+        assert await engine.get_result(execution_id) is None
+        assert not any(update.status.is_terminal for update in updates)
+        journal.limit_pages(1_000_000)
+    assert [update.status.is_terminal for update in updates] == [False] * (len(updates) - 1) + [True]
+    assert updates[-1].events[-1].event_type is EventType.EXECUTION_COMPLETED
+    assert S.COMPLETING not in [update.status for update in updates]
+
+
+async def test_who_reads_slowly_is_told_the_rest_with_the_end(engine: DefaultExecutionEngine) -> None:
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    async def chatty(context: Any) -> None:
+        begun.set()
+        await go_on.wait()
+        for number in range(1200):  # more than two pages of the log
+            context.log(str(number))
+
+    engine.vespera.roles.add(Role.from_callable(chatty, in_loop=True, inputs=None))
+    execution_id = await engine.submit(NewTask(title="Talk", role="chatty"))
+    await begun.wait()
+    told: list[str] = []
+    ends = 0
+    with anyio.fail_after(20):
+        async for update in engine.monitor(execution_id):
+            told += [event.event_id for event in update.events]
+            ends += update.status.is_terminal
+            go_on.set()
+            await engine.vespera.executions.ended(execution_id, engine.caller)
+    result = await engine.get_result(execution_id)
+    assert result is not None
+    assert told == [event.event_id for event in result.timeline]
+    assert ends == 1
+
+
+async def test_pause_waits_for_as_long_as_the_work_needs_to_stand_still(
+    engine: DefaultExecutionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution_engine, "_PAUSE_WAIT_MS", 20)
+    begun, reached = anyio.Event(), anyio.Event()
+
+    async def late(context: Any) -> str:
+        begun.set()
+        with anyio.move_on_after(0.3):
+            await anyio.sleep_forever()
+        reached.set()
+        await context.pause_point()
+        return "made"
+
+    engine.vespera.roles.add(Role.from_callable(late, in_loop=True, inputs=None))
+    execution_id = await engine.submit(NewTask(title="Late", role="late"))
+    await begun.wait()
+    with anyio.fail_after(10):
+        await engine.pause(execution_id)
+    assert reached.is_set()
+    assert await engine.get_status(execution_id) is S.PAUSED
+    await engine.resume(execution_id)
+    assert (await collected(engine, execution_id))[-1].status is S.COMPLETED

@@ -37,6 +37,13 @@ while task["title"] == "s4" and not os.path.exists(place + "/go"):
 out = os.fdopen(int(os.environ["VESPERA_PROGRESS_FD"]), "w", buffering=1)
 out.write(json.dumps({"result": task["title"]}) + "\\n")
 """
+# Notes when it was called; fails while the file `broken` is there.
+_BREAKS = """
+import os, sys, time
+with open(sys.argv[1] + "/at", "a") as at:
+    at.write(str(time.time()) + " ")
+sys.exit(os.path.exists(sys.argv[1] + "/broken"))
+"""
 
 
 @pytest.fixture
@@ -127,10 +134,8 @@ class WaitABit:
 async def test_the_delay_that_a_strategy_has_asked_for_survives_the_owner(opening: Opening, tmp_path: Path) -> None:
     (tmp_path / "roles").mkdir()
     (tmp_path / "broken").touch()
-    code = "import os, sys, time; open(sys.argv[1] + '/at', 'a').write(f'{time.time()} '); " + (
-        "sys.exit(os.path.exists(sys.argv[1] + '/broken'))"
-    )
-    argv = json.dumps([sys.executable, "-c", code, str(tmp_path)])
+    (tmp_path / "breaks.py").write_text(_BREAKS)
+    argv = json.dumps([sys.executable, str(tmp_path / "breaks.py"), str(tmp_path)])
     (tmp_path / "roles" / "breaks.yaml").write_text(f"name: breaks\nrunner: process\nargv: {argv}\n")
     async with opening() as vespera:
         vespera.strategies.add(WaitABit())

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import pytest
@@ -91,7 +91,9 @@ async def test_outputs_go_into_the_inputs_of_later_steps_and_into_the_result(ves
 
 async def test_branches_run_at_once_and_what_needs_them_waits(vespera: Vespera) -> None:
     began = time.perf_counter()
-    handle = await started(vespera, step("left"), step("right"), step("join", "nap", "left", "right", inputs={"seconds": 0}))
+    handle = await started(
+        vespera, step("left"), step("right"), step("join", "nap", "left", "right", inputs={"seconds": 0})
+    )
     assert (await ended(vespera, handle)).result["output"] == {"join": "join"}
     assert time.perf_counter() - began < 0.75
     assert calls[2] == "join"
@@ -123,7 +125,10 @@ async def test_a_failed_branch_stops_only_what_depends_on_it(vespera: Vespera) -
     assert result.status == "failed"
     assert result.error is not None
     assert (result.error["code"], result.error["message"]) == ("STEP_FAILED", "Step bad failed: BROKEN: it broke")
-    assert result.error["context"] == {"failed": [{"step": "bad", "code": "BROKEN", "message": "it broke"}], "skipped": 2}
+    assert result.error["context"] == {
+        "failed": [{"step": "bad", "code": "BROKEN", "message": "it broke"}],
+        "skipped": 2,
+    }
     assert result.result["output"] == {"fine": "fine"}
     assert result.result["skipped"] == [
         {"step": "after", "reason": "needs bad, which failed"},
@@ -144,7 +149,11 @@ async def test_a_failure_that_may_be_is_null_for_what_follows(vespera: Vespera) 
 
 async def test_the_first_failure_ends_a_plan_that_says_so(vespera: Vespera) -> None:
     handle = await started(
-        vespera, step("bad", "boom"), step("long", inputs={"seconds": 30}), step("next", "nap", "long"), on_failure="abort"
+        vespera,
+        step("bad", "boom"),
+        step("long", inputs={"seconds": 30}),
+        step("next", "nap", "long"),
+        on_failure="abort",
     )
     result = await ended(vespera, handle, within=5)
     assert result.status == "failed"
@@ -179,7 +188,9 @@ async def test_a_step_that_outlasts_its_limit_has_timed_out(vespera: Vespera) ->
 
 
 async def test_a_plan_that_outlasts_its_limit_ends_its_steps_first(vespera: Vespera) -> None:
-    handle = await started(vespera, step("slow", inputs={"seconds": 30}), step("next", "nap", "slow"), timeout_seconds=0.2)
+    handle = await started(
+        vespera, step("slow", inputs={"seconds": 30}), step("next", "nap", "slow"), timeout_seconds=0.2
+    )
     result = await ended(vespera, handle, within=5)
     assert result.status == "timed_out"
     assert await standing(vespera, handle) == {"slow": "cancelled", "next": "cancelled"}
@@ -220,10 +231,13 @@ async def test_all_that_is_wrong_with_the_roles_of_a_plan_is_told_at_once(vesper
     for name, problem in refused.value.problems:
         told[name] = told.get(name, "") + problem
     assert told.keys() == {"a", "b", "c", "d"}
-    assert "n: required" in told["c"] and "m: unknown input" in told["c"]
-    assert "nobody" in told["d"] and "no-such" in told["d"]
+    assert "n: required" in told["c"]
+    assert "m: unknown input" in told["c"]
+    assert "nobody" in told["d"]
+    assert "no-such" in told["d"]
     checked = await vespera.plans.check(ME, CheckPlan(plan=plan))
-    assert not checked.valid and len(checked.problems) == len(refused.value.problems)
+    assert not checked.valid
+    assert len(checked.problems) == len(refused.value.problems)
     assert (await vespera.list_tasks(ME)).total == 0
 
 
@@ -238,7 +252,8 @@ async def test_a_key_starts_one_plan(vespera: Vespera) -> None:
     plan = {"steps": [step("a", inputs={"seconds": 0})]}
     first = await vespera.plans.execute(ME, ExecutePlan(plan=plan, idempotency_key="k", wait_ms=5000))
     again = await vespera.plans.execute(ME, ExecutePlan(plan=plan, idempotency_key="k"))
-    assert again.repeated and again.session_id == first.session_id
+    assert again.repeated
+    assert again.session_id == first.session_id
     with pytest.raises(Conflict):
         await vespera.plans.execute(ME, ExecutePlan(plan=plan, idempotency_key="k", title="Other"))
 
@@ -325,9 +340,11 @@ async def test_one_step_is_paused_and_the_others_go_on(vespera: Vespera, tmp_pat
     handle = await started(vespera, step("a", "command", inputs={"argv": argv}), step("b", inputs={"seconds": 0.1}))
     await heard(vespera, handle, "step_started", "a")
     (a, _) = (await vespera.list_steps(ME, handle.task_id)).steps
-    with anyio.fail_after(10):
-        while (await vespera.get_status(ME, a.task_id or "")).status != "running":
-            await anyio.sleep(0.01)
+
+    async def is_running() -> bool:
+        return (await vespera.get_status(ME, a.task_id or "")).status == "running"
+
+    await until(is_running)
     assert (await vespera.plans.pause_step(handle.task_id, "a", ME)).status == "paused"
     await heard(vespera, handle, "step_completed", "b")
     assert (await vespera.get_status(ME, handle.task_id)).status == "running"
@@ -364,7 +381,7 @@ async def test_a_fault_of_ours_in_one_plan_is_its_failure_and_leaves_nobody(vesp
     await until(lambda: calls == ["a"])
     coordinator = vespera._engine.coordinator(handle.session_id)  # pyright: ignore[reportPrivateUsage]
     assert coordinator is not None
-    coordinator._news.append("no child")  # type: ignore[reportArgumentType, arg-type] # pyright: ignore
+    coordinator._news.append(cast("Any", "no child"))  # pyright: ignore[reportPrivateUsage]
     coordinator._rouse()  # pyright: ignore[reportPrivateUsage]
     result = await ended(vespera, handle, within=5)
     assert (result.status, result.error is not None) == ("failed", True)

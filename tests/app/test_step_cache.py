@@ -129,6 +129,20 @@ async def test_a_result_that_was_cut_or_is_gone_answers_nothing(tmp_path: Path) 
         assert await at.cache.lookup("ann", "square", {"n": 4}) is None
 
 
+async def test_what_a_run_left_that_failed_answers_nothing(tmp_path: Path) -> None:
+    async with cached(tmp_path) as at:
+        task = Task(title="step", sink=at.store.journal)
+        session = task.start_execution("square")
+        session.update_status(ExecutionStatus.RUNNING)
+        record = at.cache.record("ann", "square", {"n": 3}, session.session_id)
+        assert record is not None
+        with task.ledger:
+            session.fail("broken", result=ResultRecord(execution_id=session.session_id, body=b"7"))
+            task.ledger.keep(record)
+        await at.store.journal.sync()
+        assert await at.cache.lookup("ann", "square", {"n": 3}) is None
+
+
 async def test_the_role_of_a_program_may_be_pure(tmp_path: Path) -> None:
     def square(context: Any) -> int:
         return context.inputs["n"] ** 2

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cli_harness import marked, until
-
-if TYPE_CHECKING:
-    from cli_harness import Cli
+from cli_harness import Cli, marked, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -199,6 +198,21 @@ def test_a_watched_plan_shows_its_steps_and_is_left_alone(cli: Cli) -> None:
     cli.run("cancel", task_id)
 
 
+def test_the_plans_of_the_readme_do_what_they_say(cli: Cli) -> None:
+    readme = EXAMPLES.parent / "README.md"
+    section = readme.read_text().partition("## Plans")[2].partition("\n## ")[0]
+    plan, commands = re.findall(r"```(?:yaml|sh)\n(.*?)```", section, re.DOTALL)[:2]
+    (cli.cwd / "readme.yaml").write_text(plan)
+    assert json.loads(cli.run("run", "readme.yaml").stdout)["files"] > 0
+    here = Cli(cli.environ, EXAMPLES.parent)
+    for line in commands.splitlines():
+        arguments = shlex.split(line, comments=True)[1:]
+        # It asks: test_the_release_asks_in_the_terminal_retries_falls_back_and_goes_on
+        if "examples/release.yaml" not in arguments:
+            done = here.run(*arguments)
+            assert (done.returncode, bool(done.stdout)) == (0, True), (line, done.stderr)
+
+
 def test_a_plan_takes_variables_and_nothing_of_a_role(cli: Cli) -> None:
     path = plan_file(
         cli, "variables",
@@ -244,6 +258,16 @@ def test_a_plan_that_waits_for_an_answer_goes_on_under_the_next_daemon(fresh: Cl
     assert fresh.run("answer", task_id, "--approve").returncode == 0
     until(lambda: fresh.status(task_id) == "completed", "it goes on")
     assert (fresh.cwd / "once").read_text() == "x\n"
+
+
+def test_a_daemon_that_is_stopped_keeps_the_plan_and_names_the_step_that_it_interrupts(fresh: Cli) -> None:
+    task_id = detached(fresh, plan_file(fresh, "stays", sh("held", "sleep 79")))
+    until(lambda: states(fresh, task_id)["held"] == "running", "it runs")
+    refused = fresh.run("daemon", "stop")
+    assert refused.returncode != 0
+    stopped = fresh.run("daemon", "stop", "--now").stdout
+    assert "kept for the next start, running: stays" in stopped
+    assert "interrupted: held" in stopped
 
 
 def test_a_hostile_name_is_shown_and_not_obeyed(cli: Cli) -> None:

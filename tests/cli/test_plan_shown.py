@@ -87,11 +87,13 @@ def test_the_steps_that_wait_for_an_answer_come_first_and_the_rest_is_counted() 
     shown = plan(60)
     started(shown, *(f"s{number}" for number in range(40)))
     shown.take_event(event("step_failed", "s3", error={"code": "E", "message": "broken"}))
+    shown.take_event(event("step_waiting", "s1", "gpu: 1 wanted", **{"for": "capacity"}))
     shown.take_event(event("step_waiting", "s7", "Yes?", **{"for": "answer"}))
     lines = Block(io.StringIO()).render(shown)
     assert len(lines) == MOST_LINES + 2
     assert "s7" in lines[0]
     assert "Yes?" in lines[0]
+    assert "gpu: 1 wanted" in lines[1]
     assert "… and 30 more" in lines[MOST_LINES]
     assert "1/60 steps · 1 failed" in lines[-1]
 

@@ -161,11 +161,16 @@ def test_anything_else_after_the_brace_is_refused(text: str) -> None:
     assert "$${" in caught.value.hint
 
 
+def _nested(levels: int) -> Any:
+    value: Any = "${variables.x}"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 def test_hostile_values_are_refused_at_once() -> None:
     began = time.monotonic()
-    nested: Any = "${variables.x}"
-    for _ in range(500):
-        nested = [nested]
+    nested = _nested(500)
     with pytest.raises(InvalidReference, match="deeper"):
         references(nested)
     assert resolve(nested, look()) == nested
@@ -175,6 +180,8 @@ def test_hostile_values_are_refused_at_once() -> None:
         with pytest.raises(InvalidReference):
             references(text)
         assert resolve(text, look()) == text
+    with pytest.raises(MissingReference, match="cannot be written as text"):
+        resolve("x ${variables.nested}", lookup_in({}, {"nested": _nested(100_000)}, {}))
     with pytest.raises(MissingReference, match="more than"):
         resolve("x ${variables.big}" * 3, lookup_in({}, {"big": "y" * 600_000}, {}))
     assert time.monotonic() - began < 2

@@ -177,6 +177,13 @@ def test_capacity_that_was_held_at_the_place_is_part_of_the_state() -> None:
     assert replay.allocations == {}
 
 
+def test_events_of_another_execution_change_nothing() -> None:
+    history, other = History(), History()
+    other.do("start", "a", 0)
+    states, state = states_at(PLAN, history.events + other.events, 99, execution_id=history.session.session_id)
+    assert (states, state) == (dict(history.board.states), history.board.state)
+
+
 def test_a_state_survives_json_and_shares_nothing_with_its_source() -> None:
     history = History()
     history.board.set_variables({"found": {"pages": [1, 2]}})

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _SHOWN_HOLDERS = 20
 _SHOWN_WAITING = 100
+_LOOKED_AT = 1000
+"""Of those that stand in line, for the ones to be shown."""
 _NAMED_HOLDERS = 3
 _LONGEST_WAIT_MS = 24 * 3600 * 1000
 
@@ -64,11 +66,12 @@ class Capacity:
                     task_id=job.task.id,
                     session_id=job.key,
                     title=job.task.record.title,
-                    waiting_for=self._engine.waits_for(job.key) or "",
+                    waiting_for=short,
                     since=job.session.lifecycle.queued_at,
                 )
-                for job in self._seen(waiting, caller)[:_SHOWN_WAITING]
-            ],
+                for job in self._seen(waiting[:_LOOKED_AT], caller)
+                if (short := self._engine.waits_for(job.key)) is not None
+            ][:_SHOWN_WAITING],
             waiting_total=len(waiting),
         )
 

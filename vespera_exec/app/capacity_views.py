@@ -40,7 +40,7 @@ class WaitingView(View):
 
 
 class CapacityView(View):
-    """All pools. `waiting` are the first of those that the caller sees, `waiting_total` counts all."""
+    """All pools. `waiting` are the first that the caller sees; `waiting_total` counts all that stand in line."""
 
     pools: list[PoolView]
     waiting: list[WaitingView]

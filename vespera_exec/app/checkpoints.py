@@ -27,6 +27,7 @@ from vespera_exec.errors import (
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.events import Json, mapping
 from vespera_exec.model.jsonable import exact_json
+from vespera_exec.model.plan import PLAN_ROLE
 from vespera_exec.model.plan_json import plan_from_dict
 from vespera_exec.model.restoring import ExecutionCheckpoint, ExecutionState, put_back, state_of_plan, state_of_task
 
@@ -262,9 +263,8 @@ class Checkpoints:
             raise Conflict(f"It cannot go back: {often}", hint="cancel it, and restore then")
         then, progress = await self._reader.task_at(place.record)
         back = PutBack(place.record.checkpoint_id, then.checkpoint, then.checkpoint_at, progress.percentage or 0.0)
-        execution = self._engine.execution_of(session.session_id)
+        life, execution = session.lifecycle, self._engine.execution_of(session.session_id)
         if execution is None:
-            life = session.lifecycle
             standing = life.status_message if life.status is S.PAUSED and not life.is_parked else None
             endings.put_back(session, back, standing=standing)
             self._engine.unpark(session)
@@ -273,7 +273,7 @@ class Checkpoints:
             raise Conflict("It cannot go back: its work is over, or is being ended", hint="try again")
         with anyio.move_on_after(_ENDING_SECONDS):
             await execution.concluded.wait()
-        if session.lifecycle.restored_from != back.checkpoint_id:
+        if session.lifecycle.recovery_attempts == life.recovery_attempts:
             raise Conflict(f"It cannot go back: it is {session.lifecycle.status.value}, which was asked for meanwhile")
 
     async def _anew(self, place: _Place, caller: Caller, *, wait_ms: int) -> Restored:
@@ -350,6 +350,8 @@ class Checkpoints:
         if found.life is None:
             raise CheckpointNotFound(checkpoint_id[:100])
         asked, plan = await self._asked(found.life.run_id)
+        if plan is None and found.life.role_name == PLAN_ROLE:
+            raise Conflict("The plan of this checkpoint is not known any more")
         return _Place(record, found, found.life, asked, plan)
 
     async def _asked(self, run_id: str) -> tuple[dict[str, Json], ExecutionPlan | None]:

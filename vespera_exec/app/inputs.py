@@ -76,7 +76,7 @@ class Inputs:
         for asking, answers in asked:
             for question in asking.lifecycle.open_inputs:
                 if (key := answers.get(question.key)) is not None:
-                    pass
+                    question.checked(given[key])
         accepted: list[str] = []
         for asking, answers in asked:
             taken = asking.answer({name: given[key] for name, key in answers.items()}, by=caller.principal)

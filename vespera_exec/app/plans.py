@@ -268,9 +268,8 @@ class Plans:
             if step.approval and role.runner == "external":
                 yield step.id, f"nobody asks for the approval of role {name}, which is done by workers"
             yield from ((step.id, problem) for problem in _input_problems(role, given))
-        if step.capacity:
             try:
-                self._engine.grants.check(step.capacity)
+                self._engine.grants.check(step.capacity or role.capacity)
             except InvalidInput as error:
                 yield step.id, error.message
         for each in step.recovery or ():

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from roles.definition import Role
-    from vespera_exec.app import plan_views
     from roles.registry import RoleRegistry
+    from vespera_exec.app import plan_views
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.work import Work, WorkResult
     from vespera_exec.model.ledger import IdempotencyRecord

@@ -436,7 +436,7 @@ def _daemon() -> Daemon:
 
 def _path(any_id: str, step: str | None) -> str:
     """Of a task, or of one step of its plan."""
-    return f"/tasks/{segment(any_id)}" + ""
+    return f"/tasks/{segment(any_id)}" + (f"/steps/{segment(step)}" if step is not None else "")
 
 
 def _accepted(answer: Json, refusal: str, *, as_json: bool) -> int:

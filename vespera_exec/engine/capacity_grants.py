@@ -124,8 +124,7 @@ class Grants:
 
     def give_back(self, job: Job) -> None:
         """Nothing of it runs any more. Its log has said so."""
-        if job.capacity:
-            self._pools.release(job.key)
+        self._pools.release(job.key)
 
     def adopt(self, job: Job) -> None:
         """Count what it holds by its log: the work went on without an owner."""
@@ -199,7 +198,10 @@ class Grants:
         """Serve whoever needs no slot."""
         for job, until in list(self._offered.values()):
             if until <= now:
+                told = self._told.get(job.key)
                 self.forget(job)
+                if told is not None:
+                    self._told[job.key] = told  # its log knows, however often workers come and go
         while (asking := self._held.pop(now)) is not None:
             self._stand(asking)
         while (key := self._pools.next(now, stands=self._jobs.__contains__)) is not None:
@@ -243,8 +245,8 @@ class Grants:
         return self._pools.states(self._clock.monotonic())
 
     def waiting(self) -> list[str]:
-        """The keys of the jobs that wait for capacity."""
-        return [key for key in (*self._jobs, *self._offered) if self.shortages(key)]
+        """The keys of the jobs that stand in line, also of those that only want for a slot."""
+        return [key for key in (*self._jobs, *self._offered) if key in self._pools]
 
     # inside
 

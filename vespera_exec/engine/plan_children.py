@@ -90,7 +90,8 @@ class Child:
         """What was said last of what it waits for."""
         self.notes: deque[ExecutionEvent] = deque(maxlen=_NOTES_KEPT)
         self.allocated: deque[ExecutionEvent] = deque()
-        self.wants_capacity = False
+        self.wants_capacity = ""
+        """What of it, in words; empty where it waits for none."""
         self.is_told = False
         self._tell = tell
         self._previous: EventType | None = None
@@ -99,7 +100,7 @@ class Child:
     def heard(self, event: ExecutionEvent) -> None:
         kind = event.event_type
         if kind in _CAPACITY:
-            self.wants_capacity = kind is EventType.RESOURCE_WAITING
+            self.wants_capacity = event.message if kind is EventType.RESOURCE_WAITING else ""
             if kind is not EventType.RESOURCE_WAITING:
                 self.allocated.append(event)
         elif kind in _NOTES and event.level is not None and self._previous not in _ANNOUNCED:
@@ -125,7 +126,7 @@ class Child:
         if life.status is not S.PENDING and not life.is_parked:
             return None, ""
         if self.wants_capacity:
-            return "capacity", "Waiting for capacity"
+            return "capacity", self.wants_capacity
         if now - self.since < QUEUED_SECONDS:
             return None, ""
         if life.not_before is not None:

@@ -320,6 +320,7 @@ class Coordinator(PlanControl):
         """RUNNING; and in a phase unless all that is done is to wait, when the clock of the work stands."""
         status = self._session.lifecycle.status
         if status not in AT_WORK and (status is not S.RECOVERING or self._restoring):
+            self._waits_since = None
             return
         waits = not self._deciding and all(child.shown[0] is not None for child in self._children.values())
         if not waits:
@@ -331,7 +332,7 @@ class Coordinator(PlanControl):
         if not waits or self._now - (self._waits_since or 0.0) < _STANDING_BY_SECONDS:
             self._session.enter_phase(ExecutionPhase.EXECUTION, "Executing steps")
         elif not self._session.lifecycle.is_parked:
-            self._session.stand_by("All that goes on waits")
+            pass
 
     async def _rest(self) -> None:
         """Until there is news, or something is due."""

@@ -69,7 +69,7 @@ def _told(value: object) -> dict[str, Json]:
     told: dict[str, Json] = {}
     for name, default in _defaults(kind).items():
         given = getattr(value, name)
-        if default is MISSING or given != default or type(given) is not type(default):
+        if default is MISSING or given != default:
             told[name] = list(cast("tuple[Json, ...]", given)) if isinstance(given, tuple) else given
     return told
 

@@ -110,7 +110,6 @@ class Schedule:
         position = self._positions[step_id]
         if self._ended[position]:
             raise ValueError(f"step {step_id} has ended")
-        self._begun[position] = False
         self._enqueue(position)
 
     def settled(self, step_id: str, lets_on: bool, status: StepStatus = StepStatus.FAILED) -> list[tuple[str, str]]:

@@ -25,7 +25,8 @@ _STATE_SECONDS = 7 * 86_400.0  # as long as a user may think about a question
 INSTRUCTIONS = """\
 Long work runs here as tasks. It outlives this chat, is never lost, and can be watched, paused and cancelled.
 1. list_roles says who can do what, and with which inputs.
-2. execute_task {title, role, inputs, wait_ms} starts it; short work is done in the answer, with its result.
+2. execute_task {title, role, inputs, wait_ms} starts it; short work is done in the answer, with its result. \
+execute_plan starts several steps that need each other.
 3. While `done` is false: stream_task_execution_events {task_id, cursor, wait_ms: 25000, follow: true}; repeat.
 4. Where an answer has `inputs`, the work waits for your user: ask them, then answer_task_input.
 5. When done: get_task_result. For one look: get_task_execution_status. To stop it: cancel_task_execution.

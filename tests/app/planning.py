@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.service import Vespera
 from vespera_exec.model.principal import Caller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from vespera_exec.app.service import Vespera
     from vespera_exec.app.views import Handle, Result
+
+Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
 
 ME = Caller(cwd="/", env={"PATH": os.environ["PATH"]})
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from planning import ME, ended, heard, standing, until
+from planning import ME, Opening, ended, heard, standing, until
 
 from roles.definition import Role
 from vespera_exec.app.plan_views import ExecutePlan
@@ -194,6 +194,24 @@ async def test_a_paused_plan_stays_paused_and_begins_nothing(place: Path) -> Non
     assert said(place, "done") == ["long", "next"]
 
 
+async def test_what_waits_for_its_turn_in_a_paused_plan_waits_under_the_next_owner_too(
+    opening: Opening, place: Path
+) -> None:
+    steps = [{"id": each, "role": "again", "inputs": {"waits_for": "go"}} for each in ("a", "b")]
+    async with opening(max_concurrent=1) as vespera:
+        handle = await vespera.plans.execute(ME, ExecutePlan(plan={"steps": steps}))
+        await until(lambda: said(place, "began") != [])
+        assert (await vespera.pause(ME, handle.task_id)).status == "paused"
+        first = said(place, "began")
+    (place / "go").touch()
+    async with opening(max_concurrent=1) as vespera:
+        await anyio.sleep(0.3)
+        assert said(place, "began") == first
+        await vespera.resume(ME, handle.task_id)
+        assert (await ended(vespera, handle)).status == "completed"
+    assert sorted(said(place, "done")) == ["a", "b"]
+
+
 async def test_a_plan_that_was_being_cancelled_ends_so_and_its_steps_with_it(place: Path) -> None:
     steps = ({"id": "long", "role": "again", "inputs": {"waits_for": "go"}}, {"id": "next", "role": "mark"})
     with owner(place, *steps, max_parallel=1) as dead:
@@ -205,6 +223,9 @@ async def test_a_plan_that_was_being_cancelled_ends_so_and_its_steps_with_it(pla
     async with next_owner(place) as vespera:
         assert (await ended(vespera, dead.handle)).status == "cancelled"
         assert await standing(vespera, dead.handle) == {"long": "cancelled", "next": "cancelled"}
+        child = (await vespera.list_steps(ME, dead.handle.task_id)).steps[0].task_id
+        kinds = [each["type"] for each in (await vespera.last_events(ME, child or "", limit=200)).events]
+        assert kinds.count("recovery_initiated") == 1  # of the owner before: this one let nothing of it go on
     assert said(place, "done") == []
 
 
@@ -222,6 +243,19 @@ async def test_a_question_of_a_step_outlives_the_owner(place: Path) -> None:
         await vespera.answer_input(ME, dead.handle.task_id, {asked[0].key: InputAnswer(action="accept")})
         assert (await ended(vespera, dead.handle)).status == "completed"
     assert said(place, "began") == ["ask"]
+
+
+async def test_a_question_of_a_step_outlives_an_owner_that_goes_in_order(opening: Opening, place: Path) -> None:
+    async with opening() as vespera:
+        step = {"id": "ask", "role": "mark", "approval": True}
+        handle = await vespera.plans.execute(ME, ExecutePlan(plan={"steps": [step]}))
+        await until(lambda: is_asked(vespera, handle))
+    async with opening() as vespera:
+        await until(lambda: is_asked(vespera, handle))
+        asked = (await vespera.get_status(ME, handle.task_id)).inputs or []
+        await vespera.answer_input(ME, handle.task_id, {asked[0].key: InputAnswer(action="accept")})
+        assert (await ended(vespera, handle)).status == "completed"
+    assert said(place, "done") == ["ask"]
 
 
 async def test_a_retry_that_waits_for_its_time_does_so_over_the_owner(place: Path) -> None:

@@ -332,7 +332,7 @@ class Coordinator(PlanControl):
         if not waits or self._now - (self._waits_since or 0.0) < _STANDING_BY_SECONDS:
             self._session.enter_phase(ExecutionPhase.EXECUTION, "Executing steps")
         elif not self._session.lifecycle.is_parked:
-            pass
+            self._session.stand_by("All that goes on waits")
 
     async def _rest(self) -> None:
         """Until there is news, or something is due."""

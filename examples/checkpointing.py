@@ -28,7 +28,7 @@ PLAN: dict[str, Any] = {
 
 
 async def write(context: Context) -> str:
-    await anyio.sleep(0.4)
+    await anyio.sleep(0.5)
     print(f"Chapter {context.inputs['chapter']} is written")
     return f"chapter {context.inputs['chapter']}"
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 async def deliver(context: Context) -> None:
-    for stop in range(5):
-        context.progress(20 * stop, f"stop {stop + 1}")
+    for stop in range(8):
+        context.progress(12 * stop, f"stop {stop + 1}")
         await context.pause_point()
         await anyio.sleep(0.1)
     raise ConnectionError("nobody opens the door")
@@ -45,15 +45,17 @@ def heard(update: ExecutionUpdate) -> None:
 async def main() -> None:
     async with DefaultExecutionEngine.open(roles=[Role.from_callable(deliver, in_loop=True, inputs=None)]) as engine:
         execution_id = await engine.submit(NewTask(title="Deliver a parcel", role="deliver"))
-        over = anyio.Event()
+        begun, over = anyio.Event(), anyio.Event()
 
         def watched(update: ExecutionUpdate) -> None:
             heard(update)
+            if update.status is ExecutionStatus.RUNNING:
+                begun.set()
             if update.status.is_terminal:
                 over.set()
 
         engine.subscribe(execution_id, watched)
-        await anyio.sleep(0.25)
+        await begun.wait()
         await engine.pause(execution_id)
         await anyio.sleep(0.25)
         await engine.resume(execution_id)

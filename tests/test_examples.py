@@ -73,25 +73,20 @@ def test_realtime_monitoring(run: Callable[[str], list[str]]) -> None:
 def test_event_subscription(run: Callable[[str], list[str]]) -> None:
     lines = run("event_subscription.py")
     assert lines[-1] == "Execution failed: nobody opens the door"
-    assert lines.count("Execution paused") == 1
-    running = [line for line in lines if line.startswith("Execution running: ")]
-    assert len(running) >= 3
     paused = lines.index("Execution paused")
-    assert set(running) & set(lines[:paused])
-    assert set(running) & set(lines[paused:])
+    for part in (lines[:paused], lines[paused:]):
+        assert any(re.fullmatch(r"Execution running: \d+% complete", line) for line in part)
 
 
 def test_checkpointing(run: Callable[[str], list[str]]) -> None:
     lines = run("checkpointing.py")
     made = [line for line in lines if line.startswith("Checkpoint created: ")]
     assert len(made) == len(set(made)) >= 2
-    back = lines.index("Back to where these were done: one")
-    assert lines[:back].count("Chapter 1 is written") == 1
-    assert lines[back + 1 :] == [
-        "Chapter 2 is written",
-        "Chapter 3 is written",
-        "Written again, from there on: completed",
-    ]
+    (back,) = (number for number, line in enumerate(lines) if line.startswith("Back to where these were done: one"))
+    chapters = [f"Chapter {number} is written" for number in (1, 2, 3)]
+    assert [line for line in lines[:back] if line.startswith("Chapter")] == chapters
+    done = len(lines[back].split(": ")[1].split())
+    assert lines[back + 1 :] == [*chapters[done:], "Written again, from there on: completed"]
 
 
 def test_recovery_strategy(run: Callable[[str], list[str]]) -> None:

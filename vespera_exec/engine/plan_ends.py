@@ -125,6 +125,9 @@ class PlanEnds:
                 with self._session.ledger:
                     self.board.cancelled(step_id, life.cancellation_reason or "Cancelled")
                     self._settle(step_id, lets_on=False, status=StepStatus.CANCELLED)
+            case status if not status.is_terminal:
+                lost = ExecutionError("its run did not go on under the next owner", code="INTERRUPTED")
+                self._failed(step_id, lost, session_id)
             case _:
                 said = life.error
                 error = ExecutionError(

@@ -117,6 +117,7 @@ async def test_a_live_plan_goes_back_in_place_and_repeats_only_what_came_after(
         with anyio.fail_after(6):
             await shop.began("s4", 2)
     except TimeoutError:
+        print("HANGED", shop.did, (await vespera.get_status(ME, handle.task_id)).status, await statuses(vespera, handle), [(e["type"], e["step_id"], e["status"]["new"], e["message"][:50]) for e in (await vespera.read_events(ME, handle.session_id, max_events=1000)).events][-28:])
         c = vespera._engine.coordinator(handle.session_id)
         print("HANG", shop.did, {k: (v.status.value, v.task_id) for k, v in c.board.states.items()}, c._children.keys(), c._restoring, c._roused, c._wake.is_set(), c._schedule._queue, c._session.lifecycle.status, c._paused, list(c._news), c._timers, c._now, c._session.lifecycle.current_phase)
         for k, ch in c._children.items():

@@ -283,6 +283,8 @@ class Coordinator(PlanControl):
         self._tell_at, self._told_at = None, self._now
         moved, self._moved = self._moved, set()
         for child in moved:
+            if self._children.get(child.step) is not child:
+                continue  # the plan went back to where it did not run
             before, reached = self.board.step(child.step).percentage or 0.0, child.percentage
             if reached is not None and reached - before >= 1.0:
                 self.board.progress(child.step, min(reached, 100.0))

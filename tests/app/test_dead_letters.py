@@ -63,6 +63,12 @@ def failing(tmp_path: Path) -> Failing:
     return make
 
 
+def running(tmp_path: Path, name: str, line: str, *more: str) -> None:
+    """A role that runs this line of the shell."""
+    text = "\n".join((f"name: {name}", "runner: process", f'argv: [sh, -c, "{line}"]', *more))
+    (tmp_path / "roles" / f"{name}.yaml").write_text(text + "\n")
+
+
 async def failed(vespera: Vespera, title: str, *, caller: Caller = ME, role: str = "try", n: int = 1) -> Handle:
     """A task that has failed for good."""
     task = await vespera.create_task(caller, NewTask(title=title, role=role, inputs={"n": n}, max_retries=2))
@@ -99,6 +105,61 @@ async def test_a_task_that_has_used_up_its_retries_stands_in_the_list_with_its_l
     assert (letter.attempts, letter.retry_count, letter.is_plan) == (2, 2, False)
     assert letter.error["code"] == "EXIT_NONZERO"
     assert "the well is dry" in letter.error["message"]
+
+
+async def test_whatever_nobody_tries_again_by_itself_stands_in_the_list(
+    vespera: Vespera, failing: Failing, tmp_path: Path
+) -> None:
+    """Its task is open, since it has retries left: but those are a person's."""
+    running(tmp_path, "slow", "sleep 60")
+    running(tmp_path, "once", "exit 3")
+    late = await vespera.execute_task(ME, Execute(title="late", role="slow", timeout_seconds=0.2))
+    await ended(vespera, late.task_id)
+    bad = await vespera.execute_task(ME, Execute(title="bad", role="once"))
+    await ended(vespera, bad.task_id)
+    never = await vespera.create_task(ME, NewTask(title="never executed", role="once"))
+    gone = await vespera.execute_task(ME, Execute(title="cancelled", role="slow"))
+    await vespera.cancel(ME, gone.task_id)
+    await ended(vespera, gone.task_id)
+    assert {(await vespera.get_task(ME, each.task_id)).status for each in (late, bad, never)} == {"todo"}
+
+    found = (await vespera.dead_letters.list(ME)).dead_letters
+    assert [(each.title, each.error["code"], each.retry_count) for each in found] == [
+        ("bad", "EXIT_NONZERO", 1),
+        ("late", "TIMEOUT", 1),
+    ]
+    answer = await vespera.dead_letters.requeue(ME, [each.task_id for each in (bad, never, gone)])
+    assert [each.task_id for each in answer.requeued] == [bad.task_id]
+    assert [each.error_code for each in answer.refused] == ["CONFLICT", "CONFLICT"]
+    await ended(vespera, bad.task_id)
+    (again, _) = (await vespera.dead_letters.list(ME)).dead_letters
+    assert (again.title, again.run_id, again.retry_count) == ("bad", answer.requeued[0].run_id, 1)
+
+    assert (await vespera.dead_letters.discard(ME, all=True)).left == 0
+    assert {(await vespera.get_task(ME, each.task_id)).status for each in (late, bad)} == {"cancelled"}
+    assert (await vespera.get_task(ME, never.task_id)).status == "todo"
+
+
+async def test_what_is_executed_again_or_has_a_retry_to_come_is_not_in_the_list(
+    vespera: Vespera, failing: Failing, tmp_path: Path
+) -> None:
+    running(tmp_path, "later", "exit 3", "retry: {max_retries: 3, retry_on: [EXIT_NONZERO], backoff_seconds: 60}")
+    retried = await vespera.execute_task(ME, Execute(title="retried", role="later"))
+    with anyio.fail_after(10):
+        while (await vespera.get_status(ME, retried.task_id)).session_id == retried.session_id:
+            await anyio.sleep(0.02)
+    failed_once = await failed(vespera, "Fetch water")
+    assert await titles(vespera) == ["Fetch water"]
+    running(tmp_path, "try", "sleep 60")
+    await vespera.execute_task(ME, Execute(task_id=failed_once.task_id, inputs={}))
+    assert await titles(vespera) == []
+    for verb in (vespera.dead_letters.requeue, vespera.dead_letters.discard):
+        answer = await verb(ME, [failed_once.task_id, retried.task_id])
+        assert [each.error_code for each in answer.refused] == ["CONFLICT", "CONFLICT"]
+    assert {(await vespera.get_task(ME, each.task_id)).status for each in (retried, failed_once)} == {"doing"}
+    for each in (retried, failed_once):
+        await vespera.cancel(ME, each.task_id)
+        await ended(vespera, each.task_id)
 
 
 async def test_one_that_is_put_back_runs_as_it_was_asked_for_and_leaves_the_list(

@@ -179,6 +179,7 @@ def test_the_schema_is_one_document_that_says_what_each_field_is() -> None:
         {"approval": "Go on?"},
         {"requires_approval": True},
         {"needs": []},
+        {"capacity": None},
         {"capacity": {"cpu": 1}},
         {"capacity": [{"type": "cpu", "amount": 0.5}]},
         {"recovery": []},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -185,6 +186,18 @@ def test_hostile_values_are_refused_at_once() -> None:
     with pytest.raises(MissingReference, match="more than"):
         resolve("x ${variables.big}" * 3, lookup_in({}, {"big": "y" * 600_000}, {}))
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("text", ["${variables.big}", "${variables.big.list}", "x ${variables.big.text}"])
+def test_what_the_references_of_one_value_stand_for_is_bounded_together(text: str) -> None:
+    big = {"text": "y" * 900_000, "list": ["z" * 90_000] * 10}
+    look = lookup_in({}, {"big": big}, {})
+    tracemalloc.start()
+    with pytest.raises(MissingReference, match="together more than 8,388,608 characters"):
+        resolve({"all": [text] * MAX_REFERENCES}, look)
+    assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    tracemalloc.stop()
+    assert len(json.dumps(resolve({"few": [text] * 4}, look))) > 3_500_000
 
 
 _names = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,9}", fullmatch=True)

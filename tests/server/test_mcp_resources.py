@@ -168,7 +168,7 @@ async def test_the_tools_that_show_a_task_name_the_card_and_a_host_can_read_it(d
         listed = {resource.uri: resource for resource in (await client.list_resources()).resources}
         extensions = client.server_capabilities.extensions
     shown = {tool.name for tool in tools if (tool.meta or {}).get("ui") == {"resourceUri": "ui://vespera/task.html"}}
-    assert shown == {"execute_task", "get_task_execution_status"}
+    assert shown == {"execute_task", "execute_plan", "get_task_execution_status"}
     assert isinstance(card, TextResourceContents)
     assert card.mime_type == listed[card.uri].mime_type == "text/html;profile=mcp-app"
     assert len(card.text.encode()) < 30_000

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
 from vespera_exec.errors import InvalidInput
-from vespera_exec.model.jsonable import clean_text, exact_json
+from vespera_exec.model.jsonable import CONTROL_IN_LINE, CONTROL_IN_TEXT, clean_text, exact_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from vespera_exec.settings import Settings
 
 _DEEPEST = 64
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def title(text: str, settings: Settings) -> str:
@@ -39,7 +36,7 @@ def title(text: str, settings: Settings) -> str:
             f"the title has {len(stripped):,} characters; at most {settings.title_limit}",
             hint="put the rest into the description",
         )
-    if _CONTROL.search(stripped):
+    if CONTROL_IN_LINE.search(stripped):
         raise InvalidInput("the title has control characters", hint="use plain text in one line")
     return stripped
 
@@ -47,7 +44,7 @@ def title(text: str, settings: Settings) -> str:
 def description(text: str, settings: Settings) -> str:
     if len(text) > settings.description_limit:
         raise InvalidInput(f"the description has {len(text):,} characters; at most {settings.description_limit:,}")
-    if _CONTROL_IN_TEXT.search(text):
+    if CONTROL_IN_TEXT.search(text):
         raise InvalidInput("the description has control characters")
     return text
 
@@ -103,7 +100,7 @@ def request_digest(request: Request) -> bytes:
 
 def reason(text: str) -> str:
     """The reason of a cancel, pause or resume, made safe to show: never a cause to refuse it."""
-    return _CONTROL_IN_TEXT.sub("\ufffd", text)[:500]
+    return CONTROL_IN_TEXT.sub("\ufffd", text)[:500]
 
 
 def _check_text(text: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""What is asked and shown of tasks that have failed for good."""
+"""What is asked and shown of tasks that have failed and that nobody tries again by itself."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MAX_AT_ONCE = 1000
 
 
 class DeadLetter(View):
-    """A task that has used up its retries, or failed in a way that is not to be tried again."""
+    """A task whose last run failed or took too long, with no attempt to come."""
 
     task_id: str
     title: str
     role: str | None
     is_plan: bool
-    run_id: str | None
-    session_id: str | None
-    """Its last attempt; null where its status was set by hand."""
+    run_id: str
+    session_id: str
+    """Its last attempt."""
     attempts: int
     """Of its last run."""
     retry_count: int

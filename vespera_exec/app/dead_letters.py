@@ -1,7 +1,7 @@
-"""Tasks that have failed for good: listed, put back, or taken off the list.
+"""Tasks that have failed and that nobody tries again by itself: listed, put back, or taken off the list.
 
-The list is no place of its own: it is the tasks whose status is FAILED. The tasks of a plan's steps are not in it,
-since what becomes of them is their plan's business.
+The list is no place of its own: it is the tasks that are open or FAILED, are not executed, and whose last run ended
+FAILED or TIMED_OUT. The tasks of a plan's steps are not in it, since what becomes of them is their plan's business.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vespera_exec.app import views
 from vespera_exec.app.callers import require
 from vespera_exec.app.dead_letter_views import MAX_AT_ONCE
 from vespera_exec.errors import Conflict, InvalidInput, StoreUnavailable, VesperaError
-from vespera_exec.model.enums import TaskStatus
+from vespera_exec.model.enums import ExecutionStatus, TaskStatus
 from vespera_exec.model.plan import PLAN_ROLE
 
 if TYPE_CHECKING:
@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from vespera_exec.engine.engine import Engine
     from vespera_exec.engine.running import Job
     from vespera_exec.model.events import Json
+    from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.principal import Caller
     from vespera_exec.model.task import Task
     from vespera_exec.settings import Settings
     from vespera_exec.store.plan_queries import DeadLetter
     from vespera_exec.store.store import Store
+
+_FAILED = (ExecutionStatus.FAILED, ExecutionStatus.TIMED_OUT)
 
 
 class DeadLetters:
@@ -58,7 +61,7 @@ class DeadLetters:
     async def list(
         self, caller: Caller, *, role: str | None = None, limit: int = 50, page: str | None = None
     ) -> shown.DeadLetterPage:
-        """What has failed for good, the last first; `page` comes from the last page.
+        """What has failed and is not tried again by itself, the last first; `page` comes from the last page.
 
         Raises:
             InvalidInput: a limit outside 1 to 200, a page token that is not ours.
@@ -137,13 +140,14 @@ class DeadLetters:
         async with self._deciding:
             for task_id in await self._meant(caller, task_ids, every=all, role=role, limit=limit):
                 try:
-                    task = await self._dead(task_id, caller)
+                    task, life = await self._dead(task_id, caller)
+                    with task.ledger:
+                        _check_still(task, life)
+                        task.reopen()
+                        task.update_status(TaskStatus.CANCELLED, "Discarded")
                 except VesperaError as why:
                     refused.append(_refused(task_id, why))
                     continue
-                with task.ledger:
-                    task.reopen()
-                    task.update_status(TaskStatus.CANCELLED, "Discarded")
                 discarded.append(task.id)
             await self._store.journal.sync()
         return shown.Discarded(
@@ -163,14 +167,15 @@ class DeadLetters:
             raise InvalidInput("role narrows down all; task_ids say which ones by themselves")
         if len(task_ids) > MAX_AT_ONCE or not 1 <= limit <= MAX_AT_ONCE:
             raise InvalidInput(f"one call decides about 1 to {MAX_AT_ONCE:,} tasks")
+        await self._settled()
         if not every:
             return task_ids
-        await self._settled()
         found = await self._store.queries.dead_letters(principal=caller.sees_only, role=role, limit=limit)
         return [each.task.task_id for each in found.items]
 
-    async def _dead(self, any_id: str, caller: Caller) -> Task:
-        """
+    async def _dead(self, any_id: str, caller: Caller) -> tuple[Task, Lifecycle]:
+        """A task that is in the list, and its last execution.
+
         Raises:
             TaskNotFound: there is none that this caller sees.
             Conflict: it is not in the list.
@@ -180,9 +185,11 @@ class DeadLetters:
             raise Conflict(
                 f"task {task.id} is step {task.record.step_id} of a plan", hint="decide about the plan, not its step"
             )
-        if task.status is not TaskStatus.FAILED:
-            raise Conflict(f"task {task.id} is {task.status.value}; only what has failed for good is in the list")
-        return task
+        last = await self._store.queries.get_execution(task.record.last_execution_id or "")
+        if last is None or last[0].status not in _FAILED:
+            raise Conflict(f"task {task.id} is {task.status.value}, and its last run has not failed")
+        _check_still(task, last[0])
+        return task, last[0]
 
     async def _put_back(self, any_id: str, caller: Caller) -> tuple[shown.RequeuedTask, Job | None]:
         """What was started, and the job where the engine was given one here.
@@ -190,16 +197,15 @@ class DeadLetters:
         Raises:
             VesperaError: why it stays where it is.
         """
-        task = await self._dead(any_id, caller)
-        record = task.record
-        last = await self._store.queries.get_execution(record.last_execution_id or "")
-        role = (last[0].role_name if last is not None else None) or record.assigned_role
+        task, life = await self._dead(any_id, caller)
+        role = life.role_name or task.record.assigned_role
         if self._engine.queued >= self._settings.max_queued:
             raise Conflict(f"the queue is full ({self._engine.queued} wait)", hint="try again later")
         body = await self._store.queries.last_request(task.id)
         asked: dict[str, Json] = orjson.loads(body) if body is not None else {}
         # Our own user may do what any other may, and stands elsewhere; the others do what they may themselves.
         asker = self._starter.caller(asked) if asked and caller.is_local else caller
+        _check_still(task, life)
         if role == PLAN_ROLE:
             handle = await self._restore_plan(asker, task.id)
             return shown.RequeuedTask(task_id=task.id, run_id=handle.run_id, session_id=handle.session_id), None
@@ -208,10 +214,12 @@ class DeadLetters:
             views.Execute(
                 task_id=task.id,
                 role=role,
-                priority=last[0].priority if last is not None else None,
+                priority=life.priority,
                 timeout_seconds=asked.get("timeout_seconds"),
             ),
         )
+        with task.ledger:
+            task.execution.reset_retries()  # also of one that was open already
         self._tasks.hold(job.task)
         self._engine.submit(job)
         session = job.session
@@ -228,25 +236,37 @@ class DeadLetters:
 
 def _view(letter: DeadLetter) -> shown.DeadLetter:
     task, life = letter.task, letter.lifecycle
-    error: Mapping[str, Json] = life.error if life is not None else {}
-    ended_at = (life.completed_at if life is not None else None) or task.updated_at or task.created_at
+    error: Mapping[str, Json] = life.error
+    ended_at = life.completed_at or task.updated_at or task.created_at
     assert ended_at is not None
-    role = (life.role_name if life is not None else None) or task.assigned_role
+    role = life.role_name or task.assigned_role
     return shown.DeadLetter(
         task_id=task.task_id,
         title=task.title,
         role=role,
         is_plan=role == PLAN_ROLE,
-        run_id=life.run_id if life is not None else None,
-        session_id=life.execution_id if life is not None else None,
-        attempts=life.attempt if life is not None else 0,
+        run_id=life.run_id,
+        session_id=life.execution_id,
+        attempts=life.attempt,
         retry_count=task.retry_count,
         error={
-            "code": error.get("code") or (life.status.value.upper() if life is not None else ""),
+            "code": error.get("code") or life.status.value.upper(),
             "message": error.get("message") or task.last_error or "",
         },
         ended_at=ended_at,
     )
+
+
+def _check_still(task: Task, last: Lifecycle) -> None:
+    """
+    Raises:
+        Conflict: it is executed, or somebody has decided about it since that run ended.
+    """
+    record = task.record
+    if record.current_execution_id is not None or record.last_execution_id != last.execution_id:
+        raise Conflict(f"task {task.id} is executed again already")
+    if task.status not in (TaskStatus.TODO, TaskStatus.FAILED):
+        raise Conflict(f"task {task.id} is {task.status.value}; only what has failed, and is open or failed, is listed")
 
 
 def _refused(task_id: str, why: VesperaError) -> shown.Refused:

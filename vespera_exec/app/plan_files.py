@@ -106,6 +106,7 @@ class FallbackSpec(_Part):
 _CAPACITY_SCHEMA: Final[dict[str, Json]] = {
     "default": [],
     "anyOf": [
+        {"type": "null"},
         {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
         {
             "type": "array",
@@ -227,7 +228,7 @@ class PlanHead(_Part):
     checkpoint_interval_seconds: Seconds = 0.0
     """Between periodic checkpoints; 0: none."""
     step_checkpoints: bool = True
-    """A checkpoint at the end of each step."""
+    """A checkpoint at the end of each step that was done or has failed."""
     output: Json = None
     """A template with references: what the plan returns. Without it, the outputs of the steps nothing depends on."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 import orjson
 
 from roles import inputs as schema
@@ -32,7 +34,7 @@ from vespera_exec.model.references import references, resolve
 from vespera_exec.model.schedule import levels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from roles.definition import Role
     from vespera_exec.app.pausing import Pausing
@@ -50,10 +52,12 @@ if TYPE_CHECKING:
     from vespera_exec.settings import Settings
     from vespera_exec.store.store import Store
 
+T = TypeVar("T")
+
 _MOST_LEVELS = 200
 _MOST_PROBLEMS = 100
 _MOST_IN_LOOP = 200
-"""Steps of a plan that is read in the loop; of a larger one it takes too long for everybody else."""
+"""Steps of a plan that are gone through in the loop, before others get their turn."""
 _NOT_OPEN = "the plan is not executed now"
 
 
@@ -123,7 +127,7 @@ class Plans:
         require(caller, "read")
         try:
             plan = await _parsed(spec)
-            self._check_roles(caller, plan)
+            await self._check_roles(caller, plan)
         except InvalidPlan as error:
             problems = [plan_views.PlanProblem(step=step, problem=what) for step, what in error.problems]
             return plan_views.PlanChecked(valid=False, problems=problems, steps=_number(spec.plan), order=[])
@@ -150,8 +154,8 @@ class Plans:
         kept: dict[str, Json] = orjson.loads(body) if body is not None else {}
         if "plan" not in kept:
             raise InvalidInput("the plan of this task is not known any more", hint="give it to execute_plan again")
-        plan = plan_from_dict(kept["plan"])
-        self._check_roles(caller, plan)
+        plan = await _apart(len(kept["plan"]["steps"]), lambda: plan_from_dict(kept["plan"]))
+        await self._check_roles(caller, plan)
         session = task.execution.current_session
         if session is not None:
             raise AlreadyExecuting(task.id, session.session_id)
@@ -185,10 +189,11 @@ class Plans:
         async with self._starter.once(caller, "execute_plan", request) as known:
             if known is not None:
                 return await handles.repeated(known, self._engine, self._store)
-            self._check_roles(caller, plan)
+            await self._check_roles(caller, plan)
+            told = await _apart(len(plan.steps), lambda: plan_to_dict(plan))
             cursor = self._store.journal.head
             task = self._tasks.make(
-                title=checks.title(request.title or plan.name or plan.id, self._settings),
+                title=checks.title(request.title or plan.name.strip() or plan.id, self._settings),
                 description=checks.description(request.description or plan.description, self._settings),
                 role=PLAN_ROLE,
                 inputs={},
@@ -201,7 +206,7 @@ class Plans:
             if request.idempotency_key is not None:
                 digest = checks.request_digest(request)
                 key = (caller.principal, "execute_plan", request.idempotency_key, digest)
-            job = self.enqueue(task, plan, {**asked, "plan": plan_to_dict(plan)}, key=key)
+            job = self.enqueue(task, plan, {**asked, "plan": told}, key=key)
             self._tasks.hold(task)
             run = self._engine.submit(job)
             try:
@@ -244,32 +249,44 @@ class Plans:
 
     # checking
 
-    def _check_roles(self, caller: Caller, plan: ExecutionPlan) -> None:
+    async def _check_roles(self, caller: Caller, plan: ExecutionPlan) -> None:
         """
         Raises:
             InvalidPlan: a role that is unknown or closed to the caller, inputs that it refuses, capacity or recovery
                 strategies that there are not.
         """
-        found = [problem for step in plan.steps for problem in self._problems(caller, step)]
+        found: list[tuple[str, str]] = []
+        role = cache(partial(self._role, caller))
+        for number, step in enumerate(plan.steps, start=1):
+            found += self._problems(step, role)
+            if number % _MOST_IN_LOOP == 0:
+                await anyio.lowlevel.checkpoint()
         if found:
             raise InvalidPlan(found[:_MOST_PROBLEMS])
 
-    def _problems(self, caller: Caller, step: PlanStep) -> Iterator[tuple[str, str]]:
+    def _role(self, caller: Caller, name: str) -> Role | str:
+        """The role, or why it cannot be used."""
+        try:
+            return self._starter.role(caller, name)
+        except (RoleNotFound, PermissionDenied, InvalidInput) as error:
+            return error.message
+
+    def _problems(self, step: PlanStep, find: Callable[[str], Role | str]) -> Iterator[tuple[str, str]]:
         doers = [(step.role, step.inputs)]
         if step.fallback is not None:
             inputs = step.inputs if step.fallback.inputs is None else step.fallback.inputs
             doers.append((step.fallback.role, inputs))
         for name, given in doers:
-            try:
-                role = self._starter.role(caller, name)
-            except (RoleNotFound, PermissionDenied, InvalidInput) as error:
-                yield step.id, error.message
+            role = find(name)
+            if isinstance(role, str):
+                yield step.id, role
                 continue
             if step.approval and role.runner == "external":
                 yield step.id, f"nobody asks for the approval of role {name}, which is done by workers"
             yield from ((step.id, problem) for problem in _input_problems(role, given))
             try:
-                self._engine.grants.check(step.capacity or role.capacity)
+                if wanted := step.capacity or role.capacity:
+                    self._engine.grants.check(wanted)
             except InvalidInput as error:
                 yield step.id, error.message
         for each in step.recovery or ():
@@ -395,6 +412,9 @@ async def _parsed(asked: plan_views.ExecutePlan | plan_views.CheckPlan) -> Execu
     Raises:
         InvalidPlan: all that is wrong with it.
     """
-    if _number(asked.plan) <= _MOST_IN_LOOP:
-        return parse_plan(asked.plan, variables=asked.variables)
-    return await anyio.to_thread.run_sync(lambda: parse_plan(asked.plan, variables=asked.variables))
+    return await _apart(_number(asked.plan), lambda: parse_plan(asked.plan, variables=asked.variables))
+
+
+async def _apart(steps: int, call: Callable[[], T]) -> T:
+    """What `call` makes of a plan with so many steps: in a thread, where that takes long for everybody else."""
+    return call() if steps <= _MOST_IN_LOOP else await anyio.to_thread.run_sync(call)

@@ -140,7 +140,7 @@ class Steps:
         priority = self._session.lifecycle.priority
         task = made or self._tasks.make(
             id=task_id,
-            title=checks.title((step.title or step.id)[: self._starter.settings.title_limit], self._starter.settings),
+            title=checks.title((step.title.strip() or step.id)[: self._starter.settings.title_limit], self._starter.settings),
             description=step.description,
             role=role.name,
             inputs=inputs,

@@ -28,7 +28,7 @@ _role = click.option("--role", help="Only those that this role failed at.")
 
 @click.group("dead")
 def group() -> None:
-    """Tasks that have failed for good: look at them, put them back, or take them off the list."""
+    """Tasks that have failed, and that nobody tries again by itself: look at them, put them back, or take them off."""
 
 
 @group.command("list")

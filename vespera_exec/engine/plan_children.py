@@ -127,10 +127,10 @@ class Child:
             return None, ""
         if self.wants_capacity:
             return "capacity", self.wants_capacity
-        if now - self.since < QUEUED_SECONDS:
-            return None, ""
         if life.not_before is not None:
             return "backoff", life.status_message
+        if now - self.since < QUEUED_SECONDS:
+            return None, ""
         return ("worker" if life.status_message == WAITS_FOR_WORKER else "slot"), life.status_message
 
 

@@ -57,8 +57,8 @@ class PlanEnds:
         """Those that are being ended, since the plan goes back to where they did not run."""
         self._deciding: set[str] = set()
         """Steps whose run has failed, while strategies decide what follows."""
-        self._retrying: dict[str, None] = {}
-        """Steps that are to be tried again later."""
+        self._retrying: dict[str, float] = {}
+        """Steps that are to be tried again later, and when; a timer of an earlier run of theirs may ring before."""
         self._unmade: list[str] = []
         """Steps that have begun, as the log says, whose child was not made before the owner died."""
         self._left: list[tuple[str, Lifecycle]] = []
@@ -308,8 +308,8 @@ class PlanEnds:
         not_before = self.board.step(step_id).not_before
         assert not_before is not None
         delay = (not_before - self._session.ledger.clock.now()).total_seconds()
-        self._retrying[step_id] = None
-        heapq.heappush(self._timers, (self._now + max(0.0, delay), next(self._turns), step_id))
+        self._retrying[step_id] = due = self._now + max(0.0, delay)
+        heapq.heappush(self._timers, (due, next(self._turns), step_id))
 
 
 def _told(error: ExecutionError) -> dict[str, Json]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -267,7 +268,7 @@ class Coordinator(PlanControl):
             step_id = heapq.heappop(self._timers)[2]
             if (child := self._children.get(step_id)) is not None:
                 self._look_at(child)
-            elif step_id in self._retrying:
+            elif self._retrying.get(step_id, math.inf) <= now:
                 del self._retrying[step_id]
                 self._schedule.put_back(step_id)
         if self._tell_at is not None and self._tell_at <= now:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, ValuesView
 from typing import TYPE_CHECKING, Final
 
 from vespera_exec.errors import ExecutionError, InvalidProgress, InvalidTransitionError, NotFound
@@ -12,6 +12,7 @@ from vespera_exec.model.jsonable import clean_text, exact_json
 from vespera_exec.model.ledger import Cell, CheckpointRecord, Part
 from vespera_exec.model.rows import iso
 from vespera_exec.model.steps import PlanState, StepState
+from vespera_exec.model.values import copier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,8 +50,9 @@ class PlanBoard:
         self._ledger = session.ledger
         execution = session.execution_id
         self._state = Part(PlanState(execution_id=execution))
+        first = StepState(execution_id=execution, step_id="", position=0)
         self._steps = {
-            step.id: Part(StepState(execution_id=execution, step_id=step.id, position=position))
+            step.id: Part(_copy(first, step_id=step.id, position=position))
             for position, step in enumerate(plan.steps)
         }
         self.states: Mapping[str, StepState] = _States(self._steps)
@@ -261,7 +263,6 @@ class PlanBoard:
             told["continues"] = True
         with self._ledger:
             self._change(step_id, EventType.STEP_SKIPPED, _OPEN, "skipped", told, told["reason"])
-            self._step_checkpoint(step_id)
 
     def cancelled(self, step_id: str, reason: str) -> None:
         """To CANCELLED, once nothing of it runs any more."""
@@ -310,10 +311,10 @@ class PlanBoard:
     def _put(self, step_id: str, wanted: StepState) -> bool:
         """Make the step stand where `wanted` says; whether that needed an event."""
         now = self._steps[step_id].value
-        kept = wanted.to_dict() | {"execution_id": now.execution_id, "step_id": step_id, "position": now.position}
-        if kept | {"sequence": 0} == now.to_dict() | {"sequence": 0}:
+        kept = _copy(wanted, execution_id=now.execution_id, step_id=step_id, position=now.position)
+        if _copy(kept, sequence=now.sequence) == now:
             return False
-        self._record(step_id, EventType.STEP_RESET, {"state": kept}, "")
+        self._record(step_id, EventType.STEP_RESET, {"state": kept.to_dict()}, "")
         return True
 
     def _change_variables(
@@ -350,12 +351,31 @@ class _States(Mapping[str, StepState]):
     def __len__(self) -> int:
         return len(self._parts)
 
+    def values(self) -> ValuesView[StepState]:
+        return _Values(self, self._parts)
+
+
+class _Values(ValuesView[StepState]):
+    """Those of a large plan are gone through at every look at it: without a look-up for each."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, states: _States, parts: Mapping[str, Part[StepState]]) -> None:
+        super().__init__(states)
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[StepState]:
+        return (part.value for part in self._parts.values())
+
 
 _AFTER: Final[Mapping[StepStatus, tuple[StepStatus, ...]]] = {
     StepStatus.PENDING: (StepStatus.RUNNING, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED),
     StepStatus.RUNNING: (StepStatus.WAITING, *(each for each in StepStatus if each.is_terminal)),
     StepStatus.WAITING: (StepStatus.RUNNING, *(each for each in StepStatus if each.is_terminal)),
 }
+
+
+_copy = copier(StepState)
 
 
 def _shares(plan: ExecutionPlan) -> dict[str, int]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 DEEPEST = 32
 """Objects and lists in each other that are kept."""
+CONTROL_IN_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What a text of one line, such as a title, may not have."""
+CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""What a text of many lines, such as a description, may not have."""
 _INT_LIMIT = 2**63
 _PARSED_INT_LIMIT = 2**64
 _SHOWN_BITS = 4096  # Python refuses to write longer ones in decimal

@@ -86,4 +86,4 @@ class ExecutionPlan:
     checkpoint_interval_seconds: float = 0.0
     """0: no periodic checkpoints."""
     step_checkpoints: bool = True
-    """A checkpoint at the end of each step."""
+    """A checkpoint at the end of each step that was done or has failed."""

@@ -13,7 +13,7 @@ from vespera_exec.errors import InvalidInput, InvalidPlan
 from vespera_exec.model.capacity import requirements
 from vespera_exec.model.events import new_id
 from vespera_exec.model.inputs import MAX_MESSAGE_CHARACTERS
-from vespera_exec.model.jsonable import clean_text, exact_json
+from vespera_exec.model.jsonable import CONTROL_IN_LINE, CONTROL_IN_TEXT, clean_text, exact_json
 from vespera_exec.model.plan import MAX_PARALLEL, MAX_STEPS, PLAN_ROLE
 from vespera_exec.model.references import references
 
@@ -88,7 +88,7 @@ class _Check:
             self._say(f"it has {len(plan.steps):,} steps; at most {MAX_STEPS:,}")
         self._text(plan.id, "id", MAX_TITLE)
         self._text(plan.name, "name", MAX_TITLE)
-        self._text(plan.description, "description", MAX_DESCRIPTION)
+        self._text(plan.description, "description", MAX_DESCRIPTION, control=CONTROL_IN_TEXT)
         if not _whole_number(plan.max_parallel) or not 1 <= plan.max_parallel <= MAX_PARALLEL:
             self._say(f"max_parallel is a whole number from 1 to {MAX_PARALLEL}")
         if plan.on_failure not in ("continue", "abort"):
@@ -108,7 +108,7 @@ class _Check:
             self._say(f"{str(step.id)[:80]!r} is no id of a step: {ID_RULE}")
         self._role(step.role, "role")
         self._text(step.title, "title", MAX_TITLE)
-        self._text(step.description, "description", MAX_DESCRIPTION)
+        self._text(step.description, "description", MAX_DESCRIPTION, control=CONTROL_IN_TEXT)
         self._text(step.type, "type", 64)
         inputs = self._inputs(step.inputs, "inputs")
         implied = self._references(inputs, "inputs")
@@ -212,9 +212,11 @@ class _Check:
             shown = cycle if len(cycle) <= _SHOWN_CYCLE else [*cycle[: _SHOWN_CYCLE - 2], "...", cycle[-1]]
             self._problems.append((cycle[0], f"it needs itself: {' -> '.join(shown)}"))
 
-    def _text(self, value: Any, name: str, limit: int) -> None:
+    def _text(self, value: Any, name: str, limit: int, *, control: re.Pattern[str] = CONTROL_IN_LINE) -> None:
         if not isinstance(value, str) or len(value) > limit:
             self._say(f"{name} is a text of at most {limit} characters")
+        elif control.search(value):
+            self._say(f"{name} has control characters")
 
     def _number(self, value: Any, name: str, least: float, most: float) -> None:
         if not _is_number(value) or not least <= value <= most:

@@ -21,6 +21,8 @@ MAX_REFERENCES: Final = 1000
 """In one value, each place counted."""
 MAX_TEXT: Final = 1_000_000
 """Characters of a text when its references have been replaced."""
+MAX_REPLACED: Final = 8 * 1024 * 1024
+"""Characters of what the references of one value stand for, each place counted."""
 MAX_DEPTH: Final = 64
 
 NULL: Final = object()
@@ -98,9 +100,9 @@ def resolve(value: Json, lookup: Lookup) -> Json:
 
     Raises:
         MissingReference: what one names is not there, and it has no `?`; or a text would have more than a million
-            characters.
+            characters; or all that is put in has more than eight million.
     """
-    return _resolved(value, lookup, 0)
+    return _Resolving(lookup).value(value, 0)
 
 
 def lookup_in(states: Mapping[str, StepState], variables: Mapping[str, Json], outputs: Mapping[str, Json]) -> Lookup:
@@ -173,43 +175,64 @@ def _texts(value: Json, depth: int) -> list[str]:
     ]
 
 
-def _resolved(value: Json, lookup: Lookup, depth: int) -> Json:
-    if isinstance(value, str):
-        return _replaced(value, lookup) if "${" in value else value
-    if depth >= MAX_DEPTH:
+class _Resolving:
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+        self._sizes: dict[Reference, int] = {}
+        self._size = 0
+
+    def value(self, value: Json, depth: int) -> Json:
+        if isinstance(value, str):
+            return self._replaced(value) if "${" in value else value
+        if depth >= MAX_DEPTH:
+            return value
+        if isinstance(value, Mapping):
+            pairs = cast("Mapping[str, Json]", value).items()
+            return {key: self.value(each, depth + 1) for key, each in pairs}
+        if isinstance(value, list | tuple):
+            return [self.value(each, depth + 1) for each in cast("list[Json]", value)]
         return value
-    if isinstance(value, Mapping):
-        pairs = cast("Mapping[str, Json]", value).items()
-        return {key: _resolved(each, lookup, depth + 1) for key, each in pairs}
-    if isinstance(value, list | tuple):
-        return [_resolved(each, lookup, depth + 1) for each in cast("list[Json]", value)]
-    return value
 
+    def _replaced(self, text: str) -> Json:
+        whole = _PLACE.fullmatch(text)
+        if whole is not None and whole[1] is not None and (reference := _parsed(whole[1])) is not None:
+            return self._whole(reference)
+        pieces: list[str] = []
+        at = size = 0
+        for place in _PLACE.finditer(text):
+            pieces += (text[at : place.start()], self._as_text(place))
+            size += len(pieces[-1])
+            if size > MAX_TEXT:
+                raise MissingReference(f"{place[0][:80]}: the text would have more than {MAX_TEXT:,} characters")
+            at = place.end()
+        return "".join((*pieces, text[at:]))
 
-def _replaced(text: str, lookup: Lookup) -> Json:
-    whole = _PLACE.fullmatch(text)
-    if whole is not None and whole[1] is not None and (reference := _parsed(whole[1])) is not None:
-        return _found(reference, lookup)
-    pieces: list[str] = []
-    at = size = 0
-    for place in _PLACE.finditer(text):
-        pieces += (text[at : place.start()], _as_text(place, lookup))
-        size += len(pieces[-1])
-        if size > MAX_TEXT:
-            raise MissingReference(f"{place[0][:80]}: the text would have more than {MAX_TEXT:,} characters")
-        at = place.end()
-    return "".join((*pieces, text[at:]))
-
-
-def _as_text(place: re.Match[str], lookup: Lookup) -> str:
-    if place[0] == "$${":
-        return "${"
-    reference = _parsed(place[1]) if place[1] is not None else None
-    if reference is None:
-        return place[0]
-    value = _found(reference, lookup)
-    if isinstance(value, str):
+    def _whole(self, reference: Reference) -> Json:
+        value = _found(reference, self._lookup)
+        if isinstance(value, str | Mapping | list):
+            if reference not in self._sizes:
+                self._sizes[reference] = len(value if isinstance(value, str) else _written(reference, value))
+            self._count(reference, self._sizes[reference])
         return value
+
+    def _as_text(self, place: re.Match[str]) -> str:
+        if place[0] == "$${":
+            return "${"
+        reference = _parsed(place[1]) if place[1] is not None else None
+        if reference is None:
+            return place[0]
+        value = _found(reference, self._lookup)
+        text = value if isinstance(value, str) else _written(reference, value)
+        self._count(reference, len(text))
+        return text
+
+    def _count(self, reference: Reference, size: int) -> None:
+        self._size += size
+        if self._size > MAX_REPLACED:
+            raise MissingReference(f"{reference}: what is put in has together more than {MAX_REPLACED:,} characters")
+
+
+def _written(reference: Reference, value: Json) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
     except (ValueError, RecursionError):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vespera_exec.model.enums import StepStatus, TaskStatus
+from vespera_exec.model.enums import StepStatus
 from vespera_exec.model.ledger import CheckpointRecord
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.record import TaskRecord
@@ -25,10 +25,10 @@ _STREAM = "(SELECT id FROM streams WHERE name = ?)"
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A task that has failed for good, and its last execution; None where it never had one."""
+    """A task that nobody tries again by itself, and its last execution, which failed or took too long."""
 
     task: TaskRecord
-    lifecycle: Lifecycle | None
+    lifecycle: Lifecycle
 
 
 class PlanQueries(Reader):
@@ -157,34 +157,35 @@ class PlanQueries(Reader):
         limit: int = 50,
         page_token: str | None = None,
     ) -> Page[DeadLetter]:
-        """The tasks that have failed for good, the latest first; steps of plans stand with their plans.
+        """The tasks whose last run failed and that are not executed, the latest first; steps stand with their plans.
 
         Raises:
             InvalidInput: `page_token` is none of ours, or of another list.
         """
         where = Where()
-        where.add("t.status = 'failed' AND t.parent IS NULL")
+        where.add("t.status IN ('todo', 'failed') AND t.shown IS NOT NULL AND t.parent IS NULL")
+        where.add("e.status IN ('failed', 'timed_out')")
         for column, value in (("principal", principal), ("role", role)):
             if value is not None:
                 where.add(f"t.{column} = ?", value)
-        total = await self._count("tasks t", where)
+        total = await self._count(_LAST_RUNS, where)
         go_on(where, "t.updated", "t.id", _DEAD, page_token)
         rows = await self._rows(
-            f"SELECT t.updated, t.id, t.doc, e.doc FROM tasks t LEFT JOIN executions e ON e.id = t.shown {where} "
+            f"SELECT t.updated, t.id, t.doc, e.doc FROM {_LAST_RUNS} {where} "
             "ORDER BY t.updated DESC, t.id DESC LIMIT ?",
             *where.values, limit + 1,
         )  # fmt: skip
         with self._decoding():
             items = [
-                DeadLetter(
-                    TaskRecord.from_dict(orjson.loads(task)), Lifecycle.from_dict(orjson.loads(life)) if life else None
-                )
+                DeadLetter(TaskRecord.from_dict(orjson.loads(task)), Lifecycle.from_dict(orjson.loads(life)))
                 for _, _, task, life in rows[:limit]
             ]
         return Page(items, token_of(rows, limit, _DEAD), total)
 
 
-_DEAD = f"dead:{TaskStatus.FAILED.value}"
+_DEAD = "dead"
+_LAST_RUNS = "tasks t CROSS JOIN executions e ON e.id = t.shown"
+"""Along the index of the tasks, however SQLite would join them."""
 _CHECKPOINTS = (
     "SELECT c.id, s.name, c.sequence, c.kind, c.created, c.metadata FROM checkpoints c "
     "JOIN executions e ON e.id = c.execution JOIN streams s ON s.id = c.execution"

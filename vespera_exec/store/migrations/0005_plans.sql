@@ -7,7 +7,8 @@ CREATE INDEX tasks_of_plan ON tasks (parent, step) WHERE parent IS NOT NULL;
 -- The tasks of plans' steps stand in no list, however many they are.
 DROP INDEX tasks_by_change;
 CREATE INDEX tasks_by_change ON tasks (updated) WHERE parent IS NULL;
-CREATE INDEX tasks_failed ON tasks (updated) WHERE status = 'failed' AND parent IS NULL;
+CREATE INDEX tasks_given_up ON tasks (updated)
+WHERE status IN ('todo', 'failed') AND shown IS NOT NULL AND parent IS NULL;
 
 -- What the events of a plan's execution fold to, beside its rows in `executions` and `progress`.
 CREATE TABLE plan_states (

@@ -164,6 +164,9 @@ def test_the_message_shows_the_first_problems_and_counts_the_rest() -> None:
         ({"capacity": (CapacityRequirement(type="cpu", amount=1, priority=11),)}, "capacity cpu: priority is 0 to 10"),
         ({"capacity": (CapacityRequirement(type="", amount=1),)}, "the type of a requirement of capacity is"),
         ({"title": "x" * 201}, "title is a text of at most 200"),
+        ({"title": "two\nlines"}, "title has control characters"),
+        ({"description": "\x1b[2J"}, "description has control characters"),
+        ({"type": "\x07"}, "type has control characters"),
         ({"inputs": [1]}, "inputs is an object"),
         ({"inputs": {"x": 2**70}}, "does not fit into 64 bits"),
         ({"inputs": {"x": "${variables.x}" * 1001}}, "more than 1000 references"),
@@ -182,6 +185,8 @@ def test_limits_of_a_step(more: dict[str, Any], part: str) -> None:
         ({"timeout_seconds": -0.1}, "timeout_seconds"),
         ({"checkpoint_interval_seconds": float("nan")}, "checkpoint_interval_seconds"),
         ({"name": "x" * 201}, "name is a text"),
+        ({"name": "\x1b]0;x\x07"}, "name has control characters"),
+        ({"description": "\x00"}, "description has control characters"),
         ({"output": {1, 2}}, "output is not JSON"),
     ],
 )

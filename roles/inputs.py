@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,7 @@ _FITS: Final = {
     "pattern": ("string",),
     "of": ("list",),
 }
+_TEXTS: Final = ("string", "path")
 _JSON_TYPE: Final = {"path": "string", "list": "array"}
 
 
@@ -151,6 +153,22 @@ def complete(specs: Mapping[str, InputSpec], given: Mapping[str, Json]) -> tuple
         else:
             inputs[name] = int(value) if spec.type == "integer" else value
     return inputs, problems
+
+
+def as_texts(specs: Mapping[str, InputSpec] | None, given: Mapping[str, Json]) -> dict[str, Json]:
+    """`given`, with the JSON text of numbers and truth values where a text, or a list of texts, is wanted."""
+    made = dict(given)
+    for name, spec in (specs or {}).items():
+        value = made.get(name)
+        if spec.type in _TEXTS:
+            made[name] = _as_text(value)
+        elif spec.type == "list" and spec.of in _TEXTS and isinstance(value, list):
+            made[name] = [_as_text(each) for each in cast("list[Json]", value)]
+    return made
+
+
+def _as_text(value: Json) -> Json:
+    return json.dumps(value) if isinstance(value, int | float) else value
 
 
 def text_problem(text: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
@@ -135,7 +136,8 @@ class YamlFile:
                 case "int":
                     return constructor.construct_yaml_int(node)
                 case "float":
-                    return constructor.construct_yaml_float(node)
+                    number = constructor.construct_yaml_float(node)
+                    return number if math.isfinite(number) else self.fail(where, f"{text[:40]!r} is no number of JSON")
                 case "bool":
                     return constructor.construct_yaml_bool(node)
                 case "null":

@@ -215,6 +215,31 @@ PROMISES: dict[str, Promise] = {
             ),
         ),
     ),
+    "plans": Promise(
+        text="Each step of a plan is done once and in its turn, whoever dies",
+        tests=(
+            "app/test_plan_chaos.py::test_however_often_the_owner_is_killed_each_step_is_done_once_and_in_its_turn",
+            "app/test_plan_chaos.py::test_a_real_daemon_is_killed_and_its_plans_come_to_their_ends",
+            "app/test_plan_chaos.py::test_sixty_rounds_of_ten_kills",
+            "app/test_plan_chaos.py::test_twenty_rounds_of_six_daemons",
+            "app/test_plan_recovery.py::test_what_has_ended_is_not_done_again_and_what_runs_goes_on",
+        ),
+        mutants=(
+            Mutant(
+                file="vespera_exec/model/board.py",
+                right="if (part := board._steps.get(each.step_id)) is not None:",
+                wrong="if (part := board._steps.get(each.step_id)) is not None and not each.status.is_terminal:",
+                caught_by="app/test_plan_recovery.py::test_what_has_ended_is_not_done_again_and_what_runs_goes_on",
+            ),
+            Mutant(
+                file="vespera_exec/model/schedule.py",
+                right="sum(not _lets_on(known[each]) for each in needs)",
+                wrong="min(1, sum(not _lets_on(known[each]) for each in needs))",
+                caught_by="app/test_plan_chaos.py::"
+                "test_however_often_the_owner_is_killed_each_step_is_done_once_and_in_its_turn",
+            ),
+        ),
+    ),
     "capacity": Promise(
         text="Capacity is never exceeded and all of it comes back, also after a SIGKILL",
         tests=(

@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reset", action="store_true", help="the value may go back")
     parser.add_argument("--checkpoint", type=_json, metavar="JSON", help="a state that the work can go on from")
     parser.add_argument("--result", type=_json, metavar="JSON", help="the result of the work")
+    parser.add_argument("--error", metavar="CODE", help="why the program is about to fail; -m says it in words")
     parser.add_argument("--ask", metavar="NAME", help="ask for an answer to -m; the program then exits")
     parser.add_argument("--approve", metavar="NAME", help="ask for an approval of -m; the program then exits")
     parser.add_argument("--schema", type=_json, metavar="JSON", help="the form of --ask: a flat JSON Schema")
@@ -89,24 +90,31 @@ def _message(given: argparse.Namespace) -> dict[str, Any]:
         return {"ask": _question(given)}
     if given.schema is not None:
         raise Refused("--schema goes with --ask")
+    message = _told(given)
+    if not message:
+        raise Refused("nothing to report; give --progress, --done, -m, --checkpoint, --result, --error or --log")
+    return message
+
+
+def _told(given: argparse.Namespace) -> dict[str, Any]:
     names = ("progress", "done", "total", "unit", "message", "metric")
     message = {name: value for name in names if (value := getattr(given, name)) is not None}
     for name in ("checkpoint", "result"):
         if (value := getattr(given, name)) is not None:
             message[name] = value[0]
+    if given.error is not None:
+        message["error"] = {"code": given.error, "message": message.pop("message", given.error)}
     if given.reset:
         message["reset"] = True
     if given.log is not None:
         message |= {"log": given.log, "level": given.level}
-    if not message:
-        raise Refused("nothing to report; give --progress, --done, -m, --checkpoint, --result or --log")
     return message
 
 
 def _question(given: argparse.Namespace) -> dict[str, Any]:
     if given.ask is not None and given.approve is not None:
         raise Refused("give --ask or --approve, not both")
-    others = ("progress", "done", "metric", "checkpoint", "result", "log")
+    others = ("progress", "done", "metric", "checkpoint", "result", "error", "log")
     if not given.message or any(getattr(given, name) is not None for name in others):
         raise Refused("--ask and --approve take -m, the question, and no other report")
     if given.approve is not None and given.schema is not None:

@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from random import Random
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 from chaos_work import Begun, Failing
 
-from roles.context import Context
+from roles.context import Context, Unanswered
 from roles.definition import Role
 from vespera_exec.app.plan_views import ExecutePlan
-from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import InputAnswer
-from vespera_exec.errors import ExecutionError, VesperaError
+from vespera_exec.app.worker_views import Claim, Conclude, Report
+from vespera_exec.errors import ExecutionError, LeaseLost, VesperaError
 from vespera_exec.model.principal import Caller
 from vespera_exec.model.restoring import BoardReplay
 from vespera_exec.settings import Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from random import Random
+
+    from vespera_exec.app.service import Vespera
+    from vespera_exec.app.worker_views import Claimed
+    from vespera_exec.model.steps import StepState
 
 Json = dict[str, Any]
 Tell = Callable[[Json], None]
@@ -36,7 +43,9 @@ def settings(place: Path, **given: Any) -> Settings:
         {"HOME": str(place)},
         data_dir=place / "data",
         roles_dir=place / "roles",
-        **{"max_concurrent": 5, "sample_seconds": 0.0, **given},
+        max_concurrent=5,
+        sample_seconds=0.0,
+        **given,
     )
 
 
@@ -54,13 +63,65 @@ def call_role(place: Path) -> Role:
             await context.pause_point()
             begun.check()
             begun.say("end")
+        except Unanswered:
+            begun.say("ask")
+            raise
         except Failing:
             raise ExecutionError("it broke", code="BROKEN") from None
         finally:
             begun.release()
         return job["step"]
 
-    return Role.from_callable(call, in_loop=True)
+    return Role.from_callable(call, in_loop=True, grace_seconds=0.05)
+
+
+@asynccontextmanager
+async def workers(vespera: Vespera, place: Path, number: int = 2) -> AsyncGenerator[None]:
+    """They do the steps of role `hand` meanwhile."""
+    async with anyio.create_task_group() as group:
+        for _ in range(number):
+            group.start_soon(_work, vespera, place)
+        yield
+        group.cancel_scope.cancel()
+
+
+async def _work(vespera: Vespera, place: Path) -> None:
+    """It asks nothing."""
+    while True:
+        claim = await vespera.workers.claim(ME, Claim(roles=["hand"], wait_ms=1000))
+        if not claim.claimed or claim.inputs is None:
+            continue
+        job = dict(claim.inputs["job"])
+        begun = Begun(place, job, claim.session_id or "", claim.attempt or 0)
+        try:
+            await _concluded(vespera, claim, job, begun)
+        except LeaseLost:
+            pass  # it was cancelled, or timed out
+        finally:
+            begun.release()
+
+
+async def _concluded(vespera: Vespera, claim: Claimed, job: Json, begun: Begun) -> None:
+    session, lease = claim.session_id or "", claim.lease or ""
+    until = anyio.current_time() + (300 if job["acts"] == "hangs" else job["seconds"])
+    state: Literal["working", "paused"] = "working"
+    while anyio.current_time() < until or state == "paused":
+        heard = await vespera.workers.report(ME, Report(session_id=session, lease=lease, state=state))
+        state = "paused" if heard.pause else "working"
+        if heard.cancel:
+            await vespera.workers.conclude(
+                ME, Conclude(session_id=session, lease=lease, success=False, error="cancelled")
+            )
+            return
+        await anyio.sleep(0.01)
+    try:
+        begun.check()
+    except Failing:
+        failed = Conclude(session_id=session, lease=lease, success=False, error="it broke", error_code="BROKEN")
+        await vespera.workers.conclude(ME, failed)
+        return
+    begun.say("end")
+    await vespera.workers.conclude(ME, Conclude(session_id=session, lease=lease, result=job["step"]))
 
 
 async def started(vespera: Vespera, plans: list[Json]) -> dict[str, str]:
@@ -147,10 +208,18 @@ async def _watch(vespera: Vespera, board: Any, session_id: str, tell: Tell) -> N
     replay = BoardReplay(board.plan, session_id)
     replay.feed(await store.queries.events_of(session_id, up_to=reached, limit=ALL))
     if (replay.states, replay.state) != (states, variables):
-        differing = {each: (str(states[each]), str(replay.states[each])) for each in states if states[each] != replay.states[each]}
+        differing = {
+            each: (_brief(states[each]), _brief(replay.states[each]))
+            for each in states
+            if states[each] != replay.states[each]
+        }
         tell({"bug": "the board is not the fold of its log", "differing": differing})
     if {each: number for each, number in counts.items() if number} != Counter(each.status for each in states.values()):
         tell({"bug": "the counts of the board are wrong", "counts": {str(each): counts[each] for each in counts}})
+
+
+def _brief(state: StepState) -> str:
+    return f"{state.status.value} {state.sequence} {state.message}"
 
 
 def printed(told: Json) -> None:

@@ -30,7 +30,9 @@ S, T, E = ExecutionStatus, StepStatus, EventType
 
 NEVER = ("twice", "early", "exceeded")
 _ENDS = {E.STEP_COMPLETED: T.COMPLETED, E.STEP_SKIPPED: T.SKIPPED, E.STEP_CANCELLED: T.CANCELLED}
-_WITH_THE_END = {each for each in EventType if each.value.startswith("execution_") and each is not E.EXECUTION_CREATED} | {E.ERROR, E.WARNING, E.INFO}
+_WITH_THE_END = {
+    each for each in EventType if each.value.startswith("execution_") and each is not E.EXECUTION_CREATED
+} | {E.ERROR, E.WARNING, E.INFO}
 """Written in the decision that ends an execution."""
 _OF_STEPS = {E.STEP_STARTED, E.STEP_PROGRESS, E.STEP_WAITING, E.STEP_FAILED, *_ENDS}
 
@@ -42,6 +44,12 @@ class Execution:
     life: Lifecycle
     task_id: str
     events: list[ExecutionEvent]
+
+    @property
+    def ended_at(self) -> int:
+        """The place of its end in the log."""
+        ends = (event for event in self.events if event.event_type is E.STATUS_CHANGE and _is_end(event))
+        return next(ends).cursor or 0
 
 
 @dataclass
@@ -63,8 +71,8 @@ async def seen(vespera: Vespera, place: Path) -> Seen:
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     with closing(sqlite3.connect(f"file:{place / 'data' / 'vespera.db'}?mode=ro", uri=True)) as reader:
         lives = reader.execute(
-            "SELECT s.name, t.name, e.doc FROM executions e JOIN streams s ON s.id = e.id JOIN streams t ON t.id = e.task"
-            " ORDER BY e.id"
+            "SELECT s.name, t.name, e.doc FROM executions e JOIN streams s ON s.id = e.id "
+            "JOIN streams t ON t.id = e.task ORDER BY e.id"
         ).fetchall()
         children = reader.execute(
             "SELECT s.name, p.name, t.step FROM tasks t JOIN streams s ON s.id = t.id JOIN streams p ON p.id = t.parent"
@@ -99,11 +107,14 @@ async def check(vespera: Vespera, place: Path, plans: list[Json], tasks: dict[st
     return found
 
 
+def _is_end(event: ExecutionEvent) -> bool:
+    return event.new_status is not None and event.new_status.is_terminal
+
+
 def _check_end(execution: Execution) -> None:
     events = execution.events
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-    ends = [event for event in events if event.new_status is not None and event.new_status.is_terminal]
-    ends = [event for event in ends if event.event_type is E.STATUS_CHANGE]
+    ends = [event for event in events if event.event_type is E.STATUS_CHANGE and _is_end(event)]
     assert len(ends) == 1, (execution.life.execution_id, execution.life.status)
     assert execution.life.status is ends[0].new_status
     assert not execution.life.held_capacity
@@ -115,7 +126,7 @@ def _check_capacity(vespera: Vespera, found: Seen) -> None:
     """Never exceeded, in the order of the log; all of it back."""
     events = [event for execution in found.executions.values() for event in execution.events if event.step_id is None]
     given: dict[str, tuple[str, float]] = {}
-    held: Counter[str] = Counter()
+    held = dict.fromkeys(POOLS, 0.0)
     for event in sorted(events, key=lambda event: event.cursor or 0):
         if event.event_type is E.RESOURCE_ALLOCATED:
             for each in event.details["allocations"]:
@@ -144,7 +155,7 @@ async def _check_plan(
     assert await queries.step_counts(execution_id) == counts
     assert all(state.status.is_terminal for state in states.values()), (execution_id, counts)
     for step in plan.steps:
-        _check_step(found, plan, step, states, execution)
+        _check_step(found, step, states, execution)
     await _check_outcome(vespera, plan, states, execution, told)
 
 
@@ -152,13 +163,16 @@ def _check_order(found: Seen, plan: ExecutionPlan, execution: Execution) -> dict
     """Fold the log; each step begins when those that it needs let it, and leaves its end by a reset alone."""
     steps, replay = {step.id: step for step in plan.steps}, BoardReplay(plan, execution.life.execution_id)
     begun: dict[str, set[int]] = defaultdict(set)
+    status: ExecutionStatus | None = None
     for event in execution.events:
+        status = event.new_status if event.event_type is E.STATUS_CHANGE else status
         if event.step_id is not None and event.event_type in _OF_STEPS:
             before = replay.states[event.step_id]
             assert not before.status.is_terminal, f"{event.step_id} was {before.status}: {event.event_type}"
             if event.event_type is E.STEP_STARTED:
                 needs = {each: replay.states[each] for each in steps[event.step_id].depends_on}
                 assert all(state.lets_on for state in needs.values()), f"{event.step_id} began too early: {needs}"
+                assert status not in (S.PAUSED, S.CANCELLING), f"{event.step_id} began in a plan that was {status}"
                 assert event.details["attempt"] not in begun[event.step_id], "two runs have one number"
                 begun[event.step_id].add(event.details["attempt"])
                 _check_work_after(found, event, needs)
@@ -175,14 +189,14 @@ def _check_work_after(found: Seen, started: ExecutionEvent, needs: dict[str, Ste
         return
     for need, state in needs.items():
         if state.status is T.COMPLETED:
-            ends = [n for n, line in enumerate(found.lines) if line["session"] == state.result_of and line["what"] == "end"]
+            ends = [
+                n for n, line in enumerate(found.lines) if line["session"] == state.result_of and line["what"] == "end"
+            ]
             assert ends, f"{need} is completed, and its work has not ended"
             assert ends[0] < first, f"{started.step_id} was at work before {need} had ended"
 
 
-def _check_step(
-    found: Seen, plan: ExecutionPlan, step: PlanStep, states: dict[str, StepState], execution: Execution
-) -> None:
+def _check_step(found: Seen, step: PlanStep, states: dict[str, StepState], execution: Execution) -> None:
     state, runs = states[step.id], found.runs_of(execution.life.execution_id, step.id)
     announced = [each for each in execution.events if each.event_type is E.STEP_STARTED and each.step_id == step.id]
     tasks = [each.details["task_id"] for each in announced]
@@ -194,6 +208,7 @@ def _check_step(
         most = 1 + (step.retries.max_retries if step.retries is not None else 0)
         assert 1 <= len(of_run) <= most, f"{step.id}: {len(of_run)} attempts in one run"
         assert all(each.life.status is not S.COMPLETED for each in of_run[:-1])
+    assert all(each.ended_at < execution.ended_at for each in runs), f"{step.id} has outlived its plan"
     lets_on = all(states[each].lets_on for each in step.depends_on)
     match state.status:
         case T.COMPLETED:
@@ -219,6 +234,9 @@ async def _check_outcome(
     if life.status is S.CANCELLED:
         assert any(each.get("sent", {}).get("do") == "cancel" for each in told), "nobody cancelled it"
         return
+    if life.status is S.TIMED_OUT:
+        assert plan.timeout_seconds
+        return
     assert life.status is (S.FAILED if stopped else S.COMPLETED), (life.error, states)
     result = await vespera._store.queries.get_result(life.execution_id)  # pyright: ignore[reportPrivateUsage]
     assert result is not None
@@ -236,20 +254,22 @@ async def _check_outcome(
 
 
 def _check_lines(found: Seen) -> None:
-    """Each execution began once, and once more for every recovery and every question."""
+    """Each execution began once, and once more for every recovery, every question and every other worker."""
     by_session: dict[str, Counter[str]] = defaultdict(Counter)
     for line in found.lines:
         by_session[line["session"]][line["what"]] += 1
     for session, counts in by_session.items():
         life = found.executions[session].life
-        assert counts["begin"] <= 1 + life.recovery_attempts + counts["ask"], (session, counts, life.recovery_attempts)
+        again = life.recovery_attempts + max(0, life.claims - 1)
+        assert counts["begin"] <= 1 + again + counts["ask"], (session, counts, again)
         if life.status is S.COMPLETED:
             assert counts["end"] >= 1
-            assert counts["end"] <= 1 + life.recovery_attempts
+            assert counts["end"] <= 1 + again
 
 
 async def _check_acknowledged(vespera: Vespera, found: Seen, told: list[Json]) -> None:
     """What was said to be done was, whoever died then."""
+    _check_paused(told)
     for each in told:
         if "did" not in each or not each["ok"]:
             continue
@@ -259,3 +279,26 @@ async def _check_acknowledged(vespera: Vespera, found: Seen, told: list[Json]) -
         if each["did"]["do"] == "checkpoint":
             queries = vespera._store.queries  # pyright: ignore[reportPrivateUsage]
             assert await queries.checkpoint(each["checkpoint"]) is not None
+
+
+def _check_paused(told: list[Json]) -> None:
+    """Who had been told that a plan stands found it so under the next owner, or ended."""
+    paused: set[str] = set()
+    moving: list[str] = []
+    """Plans that are to go on, or end, by an act that was not answered."""
+    for each in told:
+        act: Json = each.get("sent") or each.get("did") or {"do": ""}
+        if act["do"] in ("resume", "cancel"):
+            paused.discard(act["plan"])
+            if "sent" in each:
+                moving.append(act["plan"])
+            else:
+                moving.remove(act["plan"])
+        elif "did" in each and act["do"] == "pause" and each["ok"] and each.get("status") == "paused":
+            paused.add(act["plan"])
+        if "standing" in each:
+            paused.difference_update(moving)
+            moving.clear()
+            for plan in paused.intersection(each["standing"]):
+                now = S(each["standing"][plan])
+                assert now is S.PAUSED or now.is_terminal, f"{plan} was paused, and is {now}"

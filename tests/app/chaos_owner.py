@@ -1,7 +1,7 @@
 """An owner of a data directory that starts plans and does to them what its script says, until it is killed.
 
-`python chaos_owner.py PLACE SCRIPT`; SCRIPT is a file with JSON: `plans`, `acts`, `death` (see `chaos_plans`), `seed`. It
-says on stdout, as JSON, what it was answered, and every fault that it has seen.
+`python chaos_owner.py PLACE SCRIPT`; SCRIPT is a file with JSON: `plans`, `acts`, `death` (see `chaos_plans`), `seed`.
+It says on stdout, as JSON, what it was answered, and every fault that it has seen.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from random import Random
 from typing import Any
 
 import anyio
-from chaos_acts import answer_what_is_asked, call_role, perform_all, printed, settings, started, watch_boards
+from chaos_acts import (
+    ME,
+    answer_what_is_asked,
+    call_role,
+    perform_all,
+    printed,
+    settings,
+    started,
+    watch_boards,
+    workers,
+)
 from chaos_plans import CAPACITY
 
 from vespera_exec.app.service import Vespera
@@ -58,14 +68,19 @@ async def main(place: Path, script: dict[str, Any]) -> None:
         settings=settings(place, capacity=CAPACITY), purpose="daemon", roles=[call_role(place)]
     ) as vespera:
         printed({"open": True})
-        if script["death"]["how"] != "killed":
+        if script["death"]["how"] in ("before", "after", "written"):
             dies_at(vespera, script["death"])
-        async with anyio.create_task_group() as group:
-            tasks = await started(vespera, script["plans"])
-            printed({"tasks": tasks})
-            group.start_soon(answer_what_is_asked, vespera, Random(script["seed"]))
-            group.start_soon(watch_boards, vespera, printed)
-            await perform_all(vespera, tasks, script["acts"], printed)
+        leaves = script["death"]["seconds"] if script["death"]["how"] == "leaves" else None
+        with anyio.move_on_after(leaves):
+            async with anyio.create_task_group() as group:
+                tasks = await started(vespera, script["plans"])
+                printed({"standing": {name: (await vespera.get_status(ME, tasks[name])).status for name in tasks}})
+                group.start_soon(answer_what_is_asked, vespera, Random(script["seed"]))
+                group.start_soon(watch_boards, vespera, printed)
+                for half in (script["acts"][::2], script["acts"][1::2]):
+                    group.start_soon(perform_all, vespera, tasks, half, printed)
+                async with workers(vespera, place):
+                    await anyio.sleep_forever()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chaos_work import POOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from random import Random
 
 Json = dict[str, Any]
 
@@ -23,7 +25,7 @@ _WORK = Path(__file__).with_name("chaos_work.py")
 
 
 def write_roles(place: Path) -> None:
-    """`toil`, and `pure` with the same program, whose results may be kept; what they write to."""
+    """`toil`, `pure` with the same program, whose results may be kept, `hand`, done by workers; what they write to."""
     for folder in ("roles", "locks", "failed"):
         (place / folder).mkdir()
     argv = json.dumps([sys.executable, "-S", str(_WORK), str(place)])
@@ -31,14 +33,16 @@ def write_roles(place: Path) -> None:
     for name in ("toil", "pure"):
         pure = "pure: true\n" if name == "pure" else ""
         (place / "roles" / f"{name}.yaml").write_text(f"name: {name}\nrunner: process\nargv: {argv}\n{inputs}\n{pure}")
+    (place / "roles" / "hand.yaml").write_text(f"name: hand\nrunner: external\nlease_seconds: 0.5\n{inputs}\n")
 
 
-def plan(chance: Random, name: str, *, roles: Sequence[str] = ("toil", "call", "call")) -> Json:
+def plan(chance: Random, name: str, *, roles: Sequence[str] = ("toil", "call", "call", "hand")) -> Json:
     """One of 1 to 12 steps, each of which needs up to three that stand before it."""
     given: Json = {
         "name": name,
         "steps": [step(chance, name, number, roles) for number in range(chance.randint(1, 12))],
         "max_parallel": chance.randint(1, 6),
+        "timeout_seconds": chance.choices((0, 1.5), (9, 1))[0],
         "on_failure": chance.choices(("continue", "abort"), (6, 1))[0],
         "step_checkpoints": chance.random() < 0.6,
         "checkpoint_interval_seconds": chance.choice((0, 0.2)),
@@ -61,20 +65,28 @@ def step(chance: Random, plan: str, number: int, roles: Sequence[str]) -> Json:
     }
     made: Json = {"id": job["step"], "role": chance.choice(roles), "inputs": {"job": job}}
     if chance.random() < 0.15 and not needs:
-        kept: Json = {"plan": "any", "step": f"pure{chance.randrange(3)}", "needs": [], "seconds": 0.02, "acts": "works"}
+        kept: Json = {
+            "plan": "any",
+            "step": f"pure{chance.randrange(3)}",
+            "needs": [],
+            "seconds": 0.02,
+            "acts": "works",
+        }
         return made | {"role": "pure", "inputs": {"job": kept | {"asks": False, "holds": {}, "child": False}}}
     for each in needs[: 1 + (chance.random() < 0.5)]:
         made["inputs"]["got"] = made["inputs"].get("got", "") + f"${{steps.{each}.output?}} "
     made["depends_on"] = needs
     made["capacity"] = job["holds"]
     made["timeout_seconds"] = 0.4 if job["acts"] == "hangs" else 0
+    made["wait_timeout_seconds"] = chance.choices((0, 0.6), (9, 1))[0]
     made["on_interrupt"] = chance.choice(("resume", "fail"))
     made["continue_on_failure"] = chance.random() < 0.2
-    made["approval"] = chance.random() < 0.08
+    made["approval"] = chance.random() < 0.08 and made["role"] != "hand"
     if chance.random() < 0.25:
         made["retries"] = {"max_retries": chance.randint(1, 2), "backoff_seconds": chance.choice((0.02, 0.2))}
     if chance.random() < 0.2:
-        made["fallback"] = {"role": chance.choice(roles), "inputs": {"job": job | {"acts": "works"}}}
+        by = made["role"] if made["approval"] else chance.choice(roles)
+        made["fallback"] = {"role": by, "inputs": {"job": job | {"acts": "works"}}}
     if chance.random() < 0.25:
         made["recovery"] = [chance.choice(STRATEGIES)]
     return made
@@ -93,8 +105,12 @@ def acts(chance: Random, plans: Sequence[Json], number: int) -> list[Json]:
 
 
 def death(chance: Random) -> Json:
-    """`append`: it kills itself at so many decisions, before they are handed on or after; else it is killed in time."""
-    how = chance.choice(("before", "after", "written", "killed", "killed"))
-    if how == "killed":
-        return {"how": how, "seconds": chance.uniform(0.0, 1.2)}
-    return {"how": how, "append": chance.randint(1, 150)}
+    """At `append` decisions it kills itself, before they are handed on or after; else, or where it has not, it is
+    killed after `seconds`, which begin with its `opening` or after that. One that `leaves` goes in order."""
+    how = chance.choice(("before", "after", "written", "killed", "killed", "opening", "leaves"))
+    seconds = {
+        "killed": chance.uniform(0.0, 1.2),
+        "leaves": chance.uniform(0.0, 1.2),
+        "opening": chance.uniform(0.3, 0.9),
+    }
+    return {"how": how, "append": chance.randint(1, 150), "seconds": seconds.get(how, 3.0)}

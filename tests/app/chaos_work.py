@@ -1,8 +1,8 @@
 """What the steps of the chaotic plans do, in the loop of their owner or, run as a program, in a process of their own.
 
-`python chaos_work.py PLACE`, or `begun(PLACE, …)` and `finished`. All that they do is appended to `PLACE/log`, a line of
-JSON each. Locks, which the system takes back at every kind of death, tell what must never be: that two runs of one step
-are at work ("twice"), a step beside one that it needs ("early"), or more of a capacity held than there is ("exceeded").
+`python chaos_work.py PLACE`, or `Begun`. All that they do is appended to `PLACE/log`, a line of JSON each. Locks, which
+the system takes back at every kind of death, tell what must never be: that two runs of one step are at work ("twice"),
+a step beside one that it needs ("early"), or more of a capacity held than there is ("exceeded").
 
 Standard library only.
 """
@@ -70,7 +70,7 @@ class Begun:
         plan, needs = self._job["plan"], self._job["needs"]
         if not self._locked(f"{plan}.{self._job['step']}", fcntl.LOCK_EX):
             self.say("twice")
-        if not all([self._locked(f"{plan}.{each}", fcntl.LOCK_SH) for each in needs]):
+        if not all(self._locked(f"{plan}.{each}", fcntl.LOCK_SH) for each in needs):
             self.say("early")
         for pool, amount in self._job["holds"].items():
             free = (unit for unit in range(POOLS[pool]) if self._locked(f"{pool}-{unit}", fcntl.LOCK_EX))

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +12,24 @@ from vespera_exec.settings import Settings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from roles.definition import Role
+
 Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
 Defining = Callable[..., None]
 
 
 @pytest.fixture
 def opening(tmp_path: Path) -> Opening:
-    """`opening(max_concurrent=1)`: a `Vespera` over this test's data directory; may be opened again."""
+    """`opening(max_concurrent=1)`: a `Vespera` over this test's data directory; may be opened again.
+
+    `roles=` adds some.
+    """
 
     @asynccontextmanager
-    async def make(**given: Any) -> AsyncGenerator[Vespera]:
+    async def make(roles: Sequence[Role] = (), **given: Any) -> AsyncGenerator[Vespera]:
         chosen = {"data_dir": tmp_path / "data", "roles_dir": tmp_path / "roles", **given}
         settings = Settings.load({"HOME": str(tmp_path)}, **chosen)
-        async with Vespera.open(settings=settings) as vespera:
+        async with Vespera.open(settings=settings, roles=roles) as vespera:
             yield vespera
 
     return make

@@ -38,6 +38,16 @@ def dies_at_the_first_step(vespera: Vespera, mark: Path) -> None:
     tasks.make = make
 
 
+async def goes_back(vespera: Vespera, session_id: str) -> None:
+    """Returns when that is on disk."""
+    queries = vespera._store.queries  # pyright: ignore[reportPrivateUsage]
+    while True:
+        head = await queries.plan_head(session_id)
+        if head is not None and head.restoring:
+            return
+        await anyio.sleep(0.005)
+
+
 async def main(home: str, place: str, plan: str, mark: str | None = None) -> None:
     settings = Settings.load({"HOME": home}, data_dir=Path(place, "data"), roles_dir=Path(place, "roles"))
     async with Vespera.open(settings=settings, purpose="daemon") as vespera:
@@ -54,6 +64,12 @@ async def main(home: str, place: str, plan: str, mark: str | None = None) -> Non
                         break
                     await anyio.sleep(0.01)
                 os.write(1, f"{reason}\n".encode())
+            elif word == "restore":
+                async with anyio.create_task_group() as group:
+                    group.start_soon(vespera.checkpoints.restore, ME, reason)
+                    await goes_back(vespera, handle.session_id)
+                    status = (await vespera.get_status(ME, handle.task_id)).status
+                    os.write(1, f"{status}\n".encode())
             else:
                 said = await getattr(vespera, word)(ME, handle.task_id, reason=reason)
                 os.write(1, f"{said.status}\n".encode())

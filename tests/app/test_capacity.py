@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from planning import until
 from worker_calls import ANN, ME, Defining, Opening, became, claimed, conclude, events, recorded, started
 
 from roles.definition import RetryPolicy, Role
@@ -187,6 +188,31 @@ async def test_while_it_waits_for_an_answer_others_have_it_and_it_asks_again(ope
         assert free(vespera) == {"gpu": 1}
 
 
+async def test_what_is_put_back_after_a_failure_needs_what_it_was_asked_for_with(opening: Opening) -> None:
+    async with opening(capacity="gpu=1") as vespera:
+        bench = Bench(vespera)
+        bench.fails = True
+        bench.go.set()
+        handle = await started(vespera, "bench", capacity=GPU)
+        await over(vespera, handle)
+        await vespera.dead_letters.requeue(ME, [handle.task_id])
+        log = await over(vespera, handle)
+        assert about_capacity(log) == ["resource_allocated", "resource_released"] * 2
+
+
+async def test_what_begins_again_from_a_checkpoint_needs_what_it_was_asked_for_with(opening: Opening) -> None:
+    async with opening(capacity="gpu=1") as vespera:
+        bench = Bench(vespera)
+        handle = await started(vespera, "bench", capacity=GPU)
+        await became(vespera, handle, "running")
+        await vespera.checkpoints.create(ME, handle.task_id)
+        bench.go.set()
+        await over(vespera, handle)
+        await vespera.checkpoints.restore(ME, any_id=handle.task_id)
+        log = await over(vespera, handle)
+        assert about_capacity(log) == ["resource_allocated", "resource_released"] * 2
+
+
 async def test_what_is_paused_keeps_it(opening: Opening, tmp_path: Path) -> None:
     (tmp_path / "roles").mkdir()
     (tmp_path / "roles" / "sleeping.yaml").write_text(
@@ -337,6 +363,32 @@ async def test_whoever_waits_outside_gets_it_when_the_work_has_ended(opening: Op
             group.start_soon(take)
             bench.go.set()
         assert free(vespera) == {"gpu": 1}
+
+
+async def test_work_and_whoever_waits_outside_behind_it_are_served_together(opening: Opening) -> None:
+    """The same turn of the dispatcher has enough for both."""
+    async with opening(capacity="gpu=2") as vespera:
+        bench = Bench(vespera)
+        mine = [each.id for each in await vespera.capacity.allocate(ME, {"gpu": 2})]
+        work = await started(vespera, "bench", capacity=GPU)
+        await recorded(vespera, work, "resource_waiting")
+        served = anyio.Event()
+
+        async def take() -> None:
+            async with vespera.capacity.held(GPU, wait_ms=10_000):
+                served.set()
+                await bench.go.wait()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(take)
+            await until(lambda: len(vespera._engine.grants._outsiders) == 1)  # pyright: ignore[reportPrivateUsage]
+            assert await vespera.capacity.release(ME, mine) == mine
+            with anyio.fail_after(5):
+                await served.wait()
+            await became(vespera, work, "running")
+            bench.go.set()
+        await over(vespera, work)
+        assert free(vespera) == {"gpu": 2}
 
 
 async def test_others_tasks_are_counted_and_not_named(opening: Opening) -> None:

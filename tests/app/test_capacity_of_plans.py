@@ -10,13 +10,17 @@ from planning import ME, ended, heard, started
 
 from roles.definition import Role
 from vespera_exec.app.plan_views import CheckPlan
-from vespera_exec.errors import InvalidPlan
+from vespera_exec.engine.recovery_strategies import RecoveryContext, RecoveryResult
+from vespera_exec.errors import ExecutionError, InvalidPlan
 from vespera_exec.model.capacity import CapacityRequirement
+from vespera_exec.model.enums import RecoveryAction
 
 if TYPE_CHECKING:
     from worker_calls import Opening
 
     from roles.context import Context
+    from vespera_exec.app.service import Vespera
+    from vespera_exec.app.views import Handle
 
 
 async def test_steps_run_side_by_side_as_far_as_there_is_capacity_and_the_plan_shows_it(opening: Opening) -> None:
@@ -46,6 +50,32 @@ async def test_steps_run_side_by_side_as_far_as_there_is_capacity_and_the_plan_s
         assert (pool.available, pool.holders) == (2, [])
 
 
+async def test_a_recovery_strategy_sees_what_is_free(opening: Opening) -> None:
+    seen: list[object] = []
+
+    class Looking:
+        id = name = description = "looking"
+        applicable_errors = ("NO_ROOM",)
+
+        async def execute(self, context: RecoveryContext) -> RecoveryResult:
+            seen.extend(context.resources)
+            return RecoveryResult(success=True, action=RecoveryAction.SKIP)
+
+    async def train(context: Context) -> str:
+        raise ExecutionError("no room", code="NO_ROOM")
+
+    async with opening(capacity="gpu=2,cpu=4") as vespera:
+        vespera.strategies.add(Looking())
+        vespera.roles.add(Role.from_callable(train, name="train", in_loop=True, inputs=None))
+        async with vespera.capacity.held({"gpu": 0.5}):
+            handle = await started(vespera, {"id": "a", "role": "train", "capacity": {"cpu": 4}})
+            assert (await ended(vespera, handle)).status == "completed"
+    assert seen == [
+        {"name": "gpu", "type": "gpu", "total": 2, "free": 1.5},
+        {"name": "cpu", "type": "cpu", "total": 4, "free": 4},
+    ]
+
+
 async def test_a_plan_is_refused_whose_step_or_role_needs_what_no_pool_has(opening: Opening) -> None:
     async def train(context: Context) -> str:
         return "trained"
@@ -67,3 +97,50 @@ async def test_a_plan_is_refused_whose_step_or_role_needs_what_no_pool_has(openi
         ]
         with pytest.raises(InvalidPlan):
             await started(vespera, *steps)
+
+
+async def allocations(vespera: Vespera, handle: Handle) -> list[tuple[str, str]]:
+    """What the plan's log tells of them: which were given and which came back, in order, each by its first letters."""
+    log = (await vespera.read_events(ME, handle.session_id, max_events=1000)).events
+    told = [event for event in log if event["type"] in ("resource_allocated", "resource_released")]
+    return [(event["type"], each["allocation_id"]) for event in told for each in event["details"]["allocations"]]
+
+
+async def test_what_a_step_held_when_its_owner_went_comes_back_in_the_log_of_its_plan(opening: Opening) -> None:
+    goes_on = anyio.Event()
+
+    async def train(context: Context) -> str:
+        await goes_on.wait()
+        return "trained"
+
+    role = Role.from_callable(train, name="train", in_loop=True, on_interrupt="resume")
+    async with opening(capacity="gpu=1") as vespera:
+        vespera.roles.add(role)
+        handle = await started(vespera, {"id": "a", "role": "train", "capacity": {"gpu": 1}})
+        await heard(vespera, handle, "resource_allocated", "a")
+    goes_on.set()
+    async with opening(capacity="gpu=1", roles=[role]) as vespera:
+        assert (await ended(vespera, handle)).status == "completed"
+        told = await allocations(vespera, handle)
+    (_, first), _, (_, second), _ = told
+    assert [kind for kind, _ in told] == ["resource_allocated", "resource_released"] * 2
+    assert [each for _, each in told] == [first, first, second, second]
+
+
+async def test_what_a_step_held_when_its_plan_went_back_comes_back_in_the_log_of_the_plan(opening: Opening) -> None:
+    waits = [True, False]
+
+    async def train(context: Context) -> str:
+        if waits.pop(0):
+            await anyio.sleep_forever()
+        return "trained"
+
+    async with opening(capacity="gpu=1") as vespera:
+        vespera.roles.add(Role.from_callable(train, name="train", in_loop=True, grace_seconds=0.05))
+        handle = await started(vespera, {"id": "a", "role": "train", "capacity": {"gpu": 1}})
+        await heard(vespera, handle, "resource_allocated", "a")
+        made = await vespera.checkpoints.create(ME, handle.task_id)
+        await vespera.checkpoints.restore(ME, made.checkpoint_id)
+        assert (await ended(vespera, handle)).status == "completed"
+        kinds = [kind for kind, _ in await allocations(vespera, handle)]
+    assert kinds == ["resource_allocated", "resource_released"] * 2

@@ -146,7 +146,9 @@ async def test_what_is_executed_again_or_has_a_retry_to_come_is_not_in_the_list(
     running(tmp_path, "later", "exit 3", "retry: {max_retries: 3, retry_on: [EXIT_NONZERO], backoff_seconds: 60}")
     retried = await vespera.execute_task(ME, Execute(title="retried", role="later"))
     with anyio.fail_after(10):
-        while (await vespera.get_status(ME, retried.task_id)).session_id == retried.session_id:
+        while True:
+            if (await vespera.get_status(ME, retried.task_id)).session_id != retried.session_id:
+                break
             await anyio.sleep(0.02)
     failed_once = await failed(vespera, "Fetch water")
     assert await titles(vespera) == ["Fetch water"]
@@ -303,6 +305,20 @@ async def test_a_plan_is_put_back_with_what_it_has_done_and_its_steps_stand_in_n
     assert (await vespera.get_status(ME, handle.task_id)).status == "completed"
     assert (tmp_path / "calls").read_text().split() == ["x"]
     assert await titles(vespera) == []
+
+
+async def test_a_plan_is_put_back_by_the_next_owner_too(opening: Opening, failing: Failing, tmp_path: Path) -> None:
+    failing("well")
+    async with opening() as first:
+        plan = {"name": "Garden", "steps": [{"id": "water", "role": "well"}]}
+        handle = await first.plans.execute(ME, ExecutePlan(plan=plan))
+        await ended(first, handle.task_id)
+    (tmp_path / "water").touch()
+    async with opening() as second:
+        answer = await second.dead_letters.requeue(ME, all=True)
+        assert [each.task_id for each in answer.requeued] == [handle.task_id]
+        await ended(second, handle.task_id)
+        assert (await second.get_status(ME, handle.task_id)).status == "completed"
 
 
 async def test_nobody_sees_or_decides_about_the_dead_letters_of_others(

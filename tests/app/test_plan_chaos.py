@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from chaos_acts import ME, answer_what_is_asked, call_role, settings, started
+from chaos_acts import ME, answer_what_is_asked, call_role, settings, started, workers
 from chaos_checks import check
+from chaos_daemon import Daemons, perform_all
 from chaos_plans import CAPACITY, acts, death, plan, write_roles
 from test_owner_kills import eventually_none_is_left
 
@@ -29,15 +30,45 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
+@pytest.mark.promise("plans")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_however_often_the_owner_is_killed_each_step_is_done_once_and_in_its_turn(tmp_path: Path, seed: int) -> None:
     killed_again_and_again(tmp_path, Random(seed), kills=3, plans=3)
 
 
+@pytest.mark.promise("plans")
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(1000, 1060))
 def test_sixty_rounds_of_ten_kills(tmp_path: Path, seed: int) -> None:
     killed_again_and_again(tmp_path, Random(seed), kills=10, plans=6)
+
+
+@pytest.mark.promise("plans")
+def test_a_real_daemon_is_killed_and_its_plans_come_to_their_ends(tmp_path: Path) -> None:
+    daemons_killed(tmp_path, Random(7), kills=2)
+
+
+@pytest.mark.promise("plans")
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(2000, 2020))
+def test_twenty_rounds_of_six_daemons(tmp_path: Path, seed: int) -> None:
+    daemons_killed(tmp_path, Random(seed), kills=6)
+
+
+def daemons_killed(place: Path, chance: Random, *, kills: int) -> None:
+    write_roles(place)
+    given = [plan(chance, f"p{number}", roles=("toil",)) for number in range(2)]
+    told: list[Json] = []
+    daemons = Daemons(place)
+    try:
+        for _ in range(kills):
+            with daemons.serving() as http:
+                told += anyio.run(perform_all, http, given, acts(chance, given, 6), chance)
+            assert eventually_none_is_left(place), "processes of a killed daemon's steps live on"
+    finally:
+        daemons.close()
+    anyio.run(settle, place, given, told, chance)
+    assert eventually_none_is_left(place)
 
 
 def killed_again_and_again(place: Path, chance: Random, *, kills: int, plans: int) -> None:
@@ -60,29 +91,34 @@ def owned_until_killed(place: Path, script: Json) -> Iterator[Json]:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         assert owner.stderr is not None
-        first = owner.stdout.readline()
-        assert first, owner.stderr.read()
-        yield json.loads(first)
-        with suppress(subprocess.TimeoutExpired):
-            owner.wait(script["death"].get("seconds", 4.0))  # until the moment of its death
-        owner.kill()
+        if script["death"]["how"] != "opening":
+            first = owner.stdout.readline()
+            assert first, owner.stderr.read()
+            yield json.loads(first)
+        if script["death"]["how"] != "leaves":
+            with suppress(subprocess.TimeoutExpired):
+                owner.wait(script["death"]["seconds"])  # until the moment of its death
+            owner.kill()
         said, faults = owner.communicate()
         for line in said.splitlines(keepends=True):
             if line.endswith("\n"):
                 yield json.loads(line)
-        assert owner.wait() == -signal.SIGKILL, faults
+        assert owner.wait() == (0 if script["death"]["how"] == "leaves" else -signal.SIGKILL), faults
 
 
 async def settle(place: Path, plans: list[Json], told: list[Json], chance: Random) -> None:
     """The last owner lets all of it come to its end; what has failed goes back once more, and then is looked at."""
     async with Vespera.open(settings=settings(place, capacity=CAPACITY), roles=[call_role(place)]) as vespera:
         tasks = await started(vespera, plans)
-        await all_ended(vespera, tasks, chance)
-        for task_id in tasks.values():
-            last = (await vespera.checkpoints.list(ME, task_id)).checkpoints
-            if last and chance.random() < 0.4:
-                await vespera.checkpoints.restore(ME, chance.choice(last).checkpoint_id)
-        await all_ended(vespera, tasks, chance)
+        async with workers(vespera, place):
+            await all_ended(vespera, tasks, chance)
+            for task_id in tasks.values():
+                last = (await vespera.checkpoints.list(ME, task_id)).checkpoints
+                if last and chance.random() < 0.4:
+                    await vespera.checkpoints.restore(ME, chance.choice(last).checkpoint_id)
+            if chance.random() < 0.5:
+                await vespera.dead_letters.requeue(ME, all=True)
+            await all_ended(vespera, tasks, chance)
         await check(vespera, place, plans, tasks, told)
 
 

@@ -34,6 +34,8 @@ class Workshop:
         self.did: list[str] = []
         self.held: dict[str, anyio.Event] = {}
         self.faults: dict[str, list[str]] = {}
+        self.clings: anyio.Event | None = None
+        """What is cancelled does not end before."""
         for name in ("work", "spare"):
             vespera.roles.add(Role.from_callable(self._work, name=name, in_loop=True, grace_seconds=0.1))
         self._vespera = vespera
@@ -43,10 +45,16 @@ class Workshop:
         self.did.append(step)
         if (faults := self.faults.get(step)) and (code := faults.pop(0)):
             raise ExecutionError("it broke", code=code)
-        while (held := self.held.get(step)) is not None and not held.is_set():
-            await context.pause_point()
-            with anyio.move_on_after(0.01):
-                await held.wait()
+        try:
+            while (held := self.held.get(step)) is not None and not held.is_set():
+                await context.pause_point()
+                with anyio.move_on_after(0.01):
+                    await held.wait()
+        except BaseException:
+            if self.clings is not None:
+                with anyio.move_on_after(5, shield=True):
+                    await self.clings.wait()
+            raise
         return {"step": step, "times": self.did.count(step)}
 
     def hold(self, step: str) -> None:
@@ -128,6 +136,47 @@ async def test_a_live_plan_goes_back_in_place_and_repeats_only_what_came_after(
     assert "recovering" in [event["status"]["new"] for event in told]
 
 
+async def test_who_asked_to_go_back_may_leave_and_the_plan_goes_back_all_the_same(
+    vespera: Vespera, shop: Workshop
+) -> None:
+    shop.clings = anyio.Event()
+    shop.hold("s2")
+    handle = await shop.start(FOUR[:3])
+    await shop.began("s2")
+    first = (await vespera.checkpoints.list(ME, handle.task_id)).checkpoints[-1]
+    async with anyio.create_task_group() as group:
+        group.start_soon(vespera.checkpoints.restore, ME, first.checkpoint_id)
+        await until(lambda: bool(board(vespera, handle).state.restoring))
+        group.cancel_scope.cancel()
+    with pytest.raises(Conflict):
+        await vespera.checkpoints.restore(ME, first.checkpoint_id)  # it is under way already
+    with pytest.raises(Conflict):
+        await vespera.checkpoints.create(ME, handle.task_id)  # which would hold a half of it
+    shop.clings.set()
+    shop.let("s2")
+    await ended(vespera, handle)
+    assert shop.did == ["s1", "s2", "s2", "s3"]
+
+
+async def test_a_cancel_wins_over_the_way_back_and_who_asked_for_that_is_told(vespera: Vespera, shop: Workshop) -> None:
+    shop.clings = anyio.Event()
+    shop.hold("s2")
+    handle = await shop.start(FOUR[:3])
+    await shop.began("s2")
+
+    async def go_back() -> None:
+        with pytest.raises(Conflict, match="cancel"):
+            await vespera.checkpoints.restore(ME, any_id=handle.task_id)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(go_back)
+        await until(lambda: bool(board(vespera, handle).state.restoring))
+        await vespera.cancel(ME, handle.task_id)
+        shop.clings.set()
+    await ended(vespera, handle, "cancelled")
+    assert await statuses(vespera, handle) == {"s1": "completed", "s2": "cancelled", "s3": "cancelled"}
+
+
 async def test_a_rollback_to_an_earlier_checkpoint_gives_the_variables_of_that_one(
     vespera: Vespera, shop: Workshop
 ) -> None:
@@ -176,6 +225,23 @@ async def test_a_plan_that_failed_begins_again_from_a_checkpoint_as_a_new_execut
     assert (await vespera.get_status(ME, handle.session_id)).status == "failed"
 
 
+async def test_what_ended_before_its_first_checkpoint_goes_back_to_the_one_that_it_began_from(
+    vespera: Vespera, shop: Workshop
+) -> None:
+    shop.faults["s2"] = ["BUG"]
+    handle = await shop.start(FOUR[:2])
+    await ended(vespera, handle, "failed")
+    shop.hold("s2")
+    first = await vespera.checkpoints.restore(ME, any_id=handle.task_id)
+    await shop.began("s2", 2)
+    await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+    shop.let("s2")
+    again = await vespera.checkpoints.restore(ME, any_id=handle.task_id)
+    assert (again.checkpoint_id, again.session_id != first.session_id) == (first.checkpoint_id, True)
+    await ended(vespera, handle)
+    assert shop.did == ["s1", "s2", "s2", "s2"]
+
+
 async def test_a_plan_that_failed_goes_on_from_where_it_ended(vespera: Vespera, shop: Workshop) -> None:
     shop.faults["s2"] = ["BUG"]
     handle = await shop.start(FOUR, step_checkpoints=False)
@@ -192,6 +258,23 @@ async def test_a_plan_that_failed_goes_on_from_where_it_ended(vespera: Vespera, 
     await became(vespera, plain, "completed")
     with pytest.raises(Conflict, match="no plan"):
         await vespera.checkpoints.restore_ended(ME, plain.task_id)
+
+
+async def test_what_refers_to_an_output_that_is_no_longer_kept_fails_and_does_not_read_null(
+    vespera: Vespera, shop: Workshop
+) -> None:
+    """The step was done in an earlier run of the plan, which was removed since."""
+    shop.faults["s2"] = ["BUG"]
+    handle = await shop.start([FOUR[0], FOUR[1]], output="${steps.s1.output}")
+    await ended(vespera, handle, "failed")
+    done = (await vespera.list_steps(ME, handle.task_id)).steps[0].session_id
+    store = vespera._store  # pyright: ignore[reportPrivateUsage]
+    for table in ("results", "executions"):
+        sql = f"DELETE FROM {table} WHERE id = (SELECT id FROM streams WHERE name = ?)"
+        await store.journal.perform(lambda db, sql=sql: db.execute(sql, (done,)).rowcount)
+    await vespera.checkpoints.restore_ended(ME, handle.task_id)
+    result = await ended(vespera, handle, "failed")
+    assert result.error["code"] == "OUTPUT_REMOVED"
 
 
 async def test_periodic_checkpoints_are_made_while_something_changes_and_end_with_the_run(

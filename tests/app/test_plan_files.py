@@ -198,25 +198,25 @@ def test_schema_and_reader_accept_the_same(more: dict[str, Any]) -> None:
         ({"timeout": 5}, "unknown key 'timeout'; did you mean 'timeout_seconds'?"),
         ({"need": []}, "unknown key 'need'; did you mean 'needs'?"),
         ({"needs": [], "depends_on": []}, "needs is the same as depends_on: give one of them"),
-        ({"timeout_seconds": "5"}, "timeout_seconds: is a number"),
+        ({"timeout_seconds": "5"}, "timeout_seconds: should be a number"),
         ({"timeout_seconds": -1}, "timeout_seconds: should be greater than or equal to 0"),
-        ({"timeout_seconds": True}, "timeout_seconds: is a number"),
+        ({"timeout_seconds": True}, "timeout_seconds: should be a number"),
         ({"retries": -1}, "retries.max_retries: should be greater than or equal to 0"),
-        ({"retries": 1.5}, "retries: is an object"),
+        ({"retries": 1.5}, "retries: should be an object"),
         ({"retries": {"max_retry": 1}}, "retries: unknown key 'max_retry'; did you mean 'max_retries'?"),
         ({"fallback": {"inputs": {}}}, "fallback.role: is missing"),
         ({"fallback": ""}, "fallback.role: is empty"),
-        ({"approval": ""}, "approval: is true, or a text of 1 to 2000 characters"),
-        ({"approval": 1}, "approval: is true, or a text of 1 to 2000 characters"),
+        ({"approval": ""}, "approval: should be true, or a text of 1 to 2000 characters"),
+        ({"approval": 1}, "approval: should be true, or a text of 1 to 2000 characters"),
         ({"capacity": {"cpu": 0}}, "capacity: cpu: the amount is a number from 1e-06 to 1e+12, not 0"),
         ({"capacity": [{"type": "cpu", "amount": 1, "priority": 11}]}, "capacity: cpu: priority is 0 to 10, not 11"),
-        ({"continue_on_failure": "yes"}, "continue_on_failure: is true or false"),
-        ({"recovery": "x"}, "recovery: is a list"),
-        ({"depends_on": "b"}, "depends_on: is a list"),
+        ({"continue_on_failure": "yes"}, "continue_on_failure: should be true or false"),
+        ({"recovery": "x"}, "recovery: should be a list"),
+        ({"depends_on": "b"}, "depends_on: should be a list"),
         ({"on_interrupt": "retry"}, "on_interrupt: should be 'fail' or 'resume'"),
         ({"weight": -1}, "weight: should be greater than or equal to 0"),
-        ({"inputs": []}, "inputs: is an object"),
-        ({"id": "3a"}, "id: is a letter, then letters, digits, _ or -, at most 64"),
+        ({"inputs": []}, "inputs: should be an object"),
+        ({"id": "3a"}, "id: should be a letter, then letters, digits, _ or -, at most 64"),
     ],
 )
 def test_a_fault_of_form_names_its_step_and_field(more: dict[str, Any], problem: str) -> None:
@@ -242,10 +242,10 @@ def test_every_fault_is_told_those_of_form_and_those_of_sense() -> None:
     assert found == [
         (None, "max_parallel: should be greater than or equal to 1"),
         (None, "unknown key 'nam'; did you mean 'name'?"),
-        ("a", "retries: is an object"),
+        ("a", "retries: should be an object"),
         ("a", "unknown key 'timeout'; did you mean 'timeout_seconds'?"),
         (None, "steps[2].id: is missing"),
-        (None, "steps[3]: is an object"),
+        (None, "steps[3]: should be an object"),
         ("b", "depends_on: there is no step 'ghost'"),
         ("c", "inputs: ${steps.d.output} refers to a step that the plan does not have"),
     ]
@@ -289,6 +289,8 @@ def test_a_fallback_and_the_output_may_use_a_variable_too() -> None:
         (b"", "p.yaml:1: a plan file is a mapping"),
         (b"a: " + b"[" * 33 + b"]" * 33, "p.yaml:1: nested deeper than 32"),
         (b"a: \xff\n", "p.yaml:1: not UTF-8"),
+        (b"a: 1\nb: [.inf]\n", "p.yaml:2: '.inf' is no number of JSON"),
+        (b"a: .NaN\n", "p.yaml:1: '.NaN' is no number of JSON"),
         (b"a: x\x07\n", "p.yaml:1: the control character 0x07 is not allowed"),
         (b"#" * (MAX_BYTES + 1), f"at most {MAX_BYTES} are allowed"),
     ],
@@ -303,6 +305,8 @@ def test_yaml_is_bounded_and_a_fault_is_told_with_its_line(text: bytes, problem:
         (b'{"a": 1, "a": 2}', "the key 'a' stands here twice"),
         (b'{"a": [}', "p.json:1: Expecting value"),
         (b'{"a": NaN}', "NaN is no number"),
+        (b'{"a": [1e999]}', "1e999 is no number"),
+        (b'{"a": ["\\ud800"]}', "half a surrogate pair"),
         (b"[]", "a plan file is a mapping"),
         (b'{"a": ' + b"[" * 200_000, "nested too deeply"),
         (b'{"a": "\xff"}', "codec can't decode"),
@@ -319,7 +323,7 @@ def test_a_file_is_read_by_its_name(tmp_path: Path) -> None:
     assert read_plan_file(tmp_path / "p.yaml") == read_plan_file(tmp_path / "p.json")
     with pytest.raises(InvalidInput, match="cannot read"):
         read_plan_file(tmp_path / "none.yaml")
-    with pytest.raises(InvalidInput, match="is no file"):
+    with pytest.raises(InvalidInput, match=f"{tmp_path} is no file"):
         read_plan_file(tmp_path)
 
 

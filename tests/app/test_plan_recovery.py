@@ -73,7 +73,8 @@ class Owner:
         self.handle = Handle.model_validate_json(self._line())
 
     def ask(self, what: str, reason: str = "Asked") -> str:
-        """`what` is a method of `Vespera`, and answers a status; or "heard": once a step has the status `reason`."""
+        """`what` is a method of `Vespera`, and answers a status; or "heard": once a step has the status `reason`;
+        or "restore": once the plan is on its way back to the checkpoint `reason`."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{what} {reason}\n")
         self._process.stdin.flush()
@@ -126,6 +127,7 @@ async def began(place: Path, *names: str) -> None:
     await until(lambda: set(names) <= set(said(place, "began")))
 
 
+@pytest.mark.promise("plans")
 async def test_what_has_ended_is_not_done_again_and_what_runs_goes_on(place: Path) -> None:
     steps = (
         {"id": "a", "role": "mark"},
@@ -283,6 +285,47 @@ async def test_a_retry_that_waits_for_its_time_does_so_over_the_owner(place: Pat
     assert moments[1] >= due
 
 
+@pytest.mark.parametrize("paused", [False, True], ids=["at work", "paused"])
+async def test_what_was_on_its_way_back_to_a_checkpoint_gets_there_under_the_next_owner(
+    place: Path, paused: bool
+) -> None:
+    """What ran is being ended when the owner dies: that end is no failure of the plan."""
+    clings = (place / "mark.py").read_text().replace("import json", "import signal; signal.signal(15, 1); import json")
+    (place / "clings.py").write_text(clings)
+    mark = (place / "roles" / "mark.yaml").read_text()
+    text = mark.replace("name: mark", "name: clings").replace("mark.py", "clings.py") + "grace_seconds: 4\n"
+    (place / "roles" / "clings.yaml").write_text(text)
+    steps: tuple[dict[str, Any], ...] = (
+        {"id": "a", "role": "mark"},
+        {"id": "b", "role": "clings", "depends_on": ["a"], "inputs": {"waits_for": "go"}},
+        {"id": "c", "role": "mark", "depends_on": ["b"]},
+    )
+    with owner(place, *steps, variables={"colour": "red"}) as dead:
+        await began(place, "b")
+        with closing(sqlite3.connect(f"file:{place / 'data' / 'vespera.db'}?mode=ro", uri=True)) as reader:
+            (checkpoint_id,) = reader.execute("SELECT id FROM checkpoints").fetchone()
+        if paused:
+            assert dead.ask("pause") == "paused"
+        assert dead.ask("restore", checkpoint_id) == ("paused" if paused else "recovering")
+        dead.kill()
+    (place / "go").touch()
+    async with next_owner(place) as vespera:
+        if paused:
+            await until(lambda: restored_to(vespera, dead.handle, checkpoint_id))
+            assert await standing(vespera, dead.handle) == {"a": "completed", "b": "pending", "c": "pending"}
+            await vespera.resume(ME, dead.handle.task_id)
+        result = await ended(vespera, dead.handle)
+        assert result.status == "completed", result.error
+        assert [each.attempt for each in (await vespera.list_steps(ME, dead.handle.task_id)).steps] == [1, 2, 1]
+        assert await restored_to(vespera, dead.handle, checkpoint_id)
+    assert said(place, "done") == ["a", "b", "c"]
+
+
+async def restored_to(vespera: Vespera, handle: Handle, checkpoint_id: str) -> bool:
+    head = await vespera._store.queries.plan_head(handle.session_id)  # pyright: ignore[reportPrivateUsage]
+    return head is not None and (head.restored_from, head.restoring) == (checkpoint_id, {})
+
+
 async def test_a_child_that_was_announced_and_never_made_is_made(place: Path) -> None:
     with owner(place, {"id": "a", "role": "mark"}, dies_at=place / "announced") as dead:
         reader = sqlite3.connect(f"file:{place / 'data' / 'vespera.db'}?mode=ro", uri=True)
@@ -296,3 +339,21 @@ async def test_a_child_that_was_announced_and_never_made_is_made(place: Path) ->
         (shown,) = (await vespera.list_steps(ME, dead.handle.task_id)).steps
     assert shown.attempt == 1
     assert said(place, "began") == ["a"]
+
+
+async def test_a_step_that_had_to_wait_and_need_not_under_the_next_owner_is_seen_at_work(
+    opening: Opening, place: Path
+) -> None:
+    steps = [{"id": each, "role": "again", "inputs": {"waits_for": "go"}} for each in ("a", "b")]
+    async with opening(max_concurrent=1) as vespera:
+        handle = await vespera.plans.execute(ME, ExecutePlan(plan={"steps": steps}))
+        await heard(vespera, handle, "step_waiting", **{"for": "slot"})
+    async with opening(max_concurrent=2) as vespera:
+        await until(lambda: said(place, "began").count("a") + said(place, "began").count("b") == 3)
+        await until(lambda: are_at_work(vespera, handle))
+        (place / "go").touch()
+        assert (await ended(vespera, handle)).status == "completed"
+
+
+async def are_at_work(vespera: Vespera, handle: Handle) -> bool:
+    return set((await standing(vespera, handle)).values()) == {"running"}

@@ -216,6 +216,16 @@ async def test_a_value_that_the_role_refuses_fails_its_step(vespera: Vespera) ->
     assert (failed["step"], failed["code"]) == ("b", "INVALID_INPUT")
 
 
+async def test_a_number_becomes_text_where_the_role_wants_text(vespera: Vespera) -> None:
+    argv = ["sh", "-c", 'printf "%s " "$@"', "sh", "${steps.a.output.n}", 5, 0.5, True, "${variables.none?}no"]
+    steps = step("a", "double", inputs={"n": 3}), step("b", "command", inputs={"argv": argv})
+    result = await ended(vespera, await started(vespera, *steps))
+    assert result.result["output"]["b"]["output_tail"] == "6 5 0.5 true nullno "
+    for wrong in (None, ["a"], {"a": 1}):
+        with pytest.raises(InvalidPlan, match="item 1: expected a string"):
+            await started(vespera, step("b", "command", inputs={"argv": ["echo", wrong]}))
+
+
 async def test_all_that_is_wrong_with_the_roles_of_a_plan_is_told_at_once(vespera: Vespera) -> None:
     plan = {
         "steps": [
@@ -256,6 +266,11 @@ async def test_a_key_starts_one_plan(vespera: Vespera) -> None:
     assert again.session_id == first.session_id
     with pytest.raises(Conflict):
         await vespera.plans.execute(ME, ExecutePlan(plan=plan, idempotency_key="k", title="Other"))
+
+
+async def test_a_plan_without_a_name_has_a_title_all_the_same(vespera: Vespera) -> None:
+    handle = await started(vespera, step("a"), step("b"), name="")
+    assert (await vespera.get_status(ME, handle.task_id)).title == "Plan of 2 steps"
 
 
 async def test_the_task_of_a_plan_is_executed_again_as_it_was(vespera: Vespera) -> None:
@@ -346,9 +361,13 @@ async def test_one_step_is_paused_and_the_others_go_on(vespera: Vespera, tmp_pat
 
     await until(is_running)
     assert (await vespera.plans.pause_step(handle.task_id, "a", ME)).status == "paused"
+    await heard(vespera, handle, "step_waiting", "a", **{"for": "pause"})
     await heard(vespera, handle, "step_completed", "b")
     assert (await vespera.get_status(ME, handle.task_id)).status == "running"
+    assert await standing(vespera, handle) == {"a": "waiting", "b": "completed"}
     assert (await vespera.plans.resume_step(handle.task_id, "a", ME)).status == "running"
+    await heard(vespera, handle, "step_waiting", "a", **{"for": None})
+    assert await standing(vespera, handle) == {"a": "running", "b": "completed"}
     assert (await vespera.cancel(ME, handle.task_id, wait_ms=5000)).status == "cancelled"
 
 

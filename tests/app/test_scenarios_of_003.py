@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from planning import ME, ended, started, until
+from planning import ME, ended, heard, started, until
 from worker_calls import claimed, conclude
 
 from roles.definition import Role
@@ -157,6 +157,7 @@ async def test_a_network_timeout_backs_off_1_2_4_over_a_killed_owner_and_then_en
         vespera.strategies.add(NetworkTimeoutRecovery(base_seconds=unit, jitter=0.0))
         result = await ended(vespera, dead)
         assert (result.status, result.session_id) == ("failed", dead.session_id)
+        assert result.error is not None
         assert "Max retries (3) exceeded for network timeout" in result.error["message"]
         told = await log(vespera, dead)
     began = [datetime.fromisoformat(each["timestamp"]) for each in told if each["type"] == "step_started"]
@@ -190,6 +191,24 @@ def backing_off(place: Path) -> Generator[Handle]:
                 time.sleep(0.01)
         owner.kill()
         yield handle
+
+
+@pytest.mark.parametrize(("whole", "status"), [(True, "cancelled"), (False, "failed")])
+async def test_a_back_off_ends_with_a_cancel_and_not_with_its_time(vespera: Vespera, whole: bool, status: str) -> None:
+    async def reach(context: Any) -> None:
+        raise ExecutionError("no answer", code="NETWORK_TIMEOUT")
+
+    vespera.roles.add(Role.from_callable(reach, in_loop=True, inputs=None))
+    handle = await started(vespera, {"id": "fetch", "role": "reach"})
+    due = datetime.fromisoformat((await heard(vespera, handle, "step_failed", "fetch"))["details"]["not_before"])
+    if whole:
+        await vespera.cancel(ME, handle.task_id)
+    else:
+        await vespera.plans.cancel_step(handle.task_id, "fetch", ME)
+    assert (await ended(vespera, handle)).status == status
+    assert datetime.now(UTC) < due
+    (step,) = (await vespera.list_steps(ME, handle.task_id)).steps
+    assert (step.status, step.attempt) == ("cancelled", 1)
 
 
 # F-051: going back

@@ -189,6 +189,13 @@ async def test_a_step_of_a_later_plan_takes_what_an_earlier_one_returned(vespera
     assert [(each.id, each.cached) for each in page.steps] == [("a", True), ("b", False)]
 
 
+async def test_a_step_takes_what_an_earlier_one_of_its_own_plan_returned(vespera: Vespera, squaring: Path) -> None:
+    steps = [{"id": each, "role": "square", "needs": needs} for each, needs in (("a", []), ("b", ["a"]), ("c", ["b"]))]
+    handle = await started(vespera, *steps)
+    assert (await ended(vespera, handle)).result["output"]["c"]["result"] == 4
+    assert called(squaring) == ["2"]
+
+
 async def test_a_step_that_wants_an_approval_or_no_cache_is_done_again(vespera: Vespera, squaring: Path) -> None:
     step = {"id": "a", "role": "square"}
     await ended(vespera, await started(vespera, step))

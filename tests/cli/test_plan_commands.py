@@ -93,9 +93,32 @@ def test_a_plan_that_is_refused_names_every_problem_with_its_step_and_starts_not
     assert {each["step"] for each in offline["problems"]} >= {"c"}
     refused = fresh.run("run", path)
     assert (refused.returncode, refused.stdout) == (125, "")
-    assert "vespera-exec: step c: " in refused.stderr
+    assert "vespera-exec: wrong.json: step c: " in refused.stderr
     assert "(INVALID_PLAN)" in refused.stderr
     assert fresh.json("list")["tasks"] == []
+
+
+def test_a_file_that_cannot_be_read_as_a_plan_is_told_with_its_line_once(fresh: Cli) -> None:
+    (fresh.cwd / "plans").mkdir()
+    (fresh.cwd / "plans" / "twice.yaml").write_text("name: a\nname: b\n")
+    (fresh.cwd / "endless.yaml").write_text("steps:\n- {id: a, role: command, inputs: {argv: [x]}, weight: .inf}\n")
+    assert (
+        fresh.run("plan", "check", "plans/twice.yaml").stdout
+        == "plans/twice.yaml:2: the key 'name' stands here twice\n"
+    )
+    assert fresh.run("plan", "check", "endless.yaml").stdout == "endless.yaml:2: '.inf' is no number of JSON\n"
+    for given in ((), ("--set", "a=b")):
+        missing = fresh.run("run", "mising.yaml", *given)
+        assert missing.returncode == 125
+        assert missing.stderr.startswith("vespera-exec: cannot read mising.yaml: No such file")
+
+
+def test_a_check_counts_the_levels_of_a_long_plan(cli: Cli) -> None:
+    chain = [sh(f"s{at}", "true", *([f"s{at - 1}"] if at else [])) for at in range(250)]
+    long, one = plan_file(cli, "long", *chain), plan_file(cli, "one", chain[0])
+    for offline in ((), ("--offline",)):
+        assert "long.json: 250 steps in 250 levels, at most 1 beside" in cli.run("plan", "check", long, *offline).stdout
+        assert "one.json: 1 step in 1 level, at most 1 beside" in cli.run("plan", "check", one, *offline).stdout
 
 
 def test_an_unknown_role_is_found_by_the_daemon_and_not_offline(cli: Cli) -> None:

@@ -184,6 +184,26 @@ def test_a_budget_comes_back_with_time_and_not_at_the_release() -> None:
     assert free(pools, 20) == {"api": 2}
 
 
+def test_of_a_budget_only_what_was_not_used_comes_back_at_once() -> None:
+    pools = CapacityPools([Pool(id="api", type="calls", capacity=5, window_seconds=10)])
+    for key, amount in (("used", 1), ("unused", 3)):
+        pools.ask(key, of(calls=amount), now=0)
+        assert pools.take(key, now=1) is not None
+    pools.release("used")
+    pools.release("unused", unused=True)
+    assert free(pools, 2) == {"api": 4}
+    assert free(pools, 11) == {"api": 5}
+
+
+@pytest.mark.parametrize("amount", [0.1, 0.3, 0.7, 1.1, 2.675])
+def test_what_is_left_of_a_pool_is_the_nearest_number_and_not_a_sum_of_errors(amount: float) -> None:
+    pools = CapacityPools([Pool(id="cpu", type="cpu", capacity=amount)])
+    pools.ask("a", of(cpu=0.000001), now=0)
+    pools.take("a", now=0)
+    pools.release("a")
+    assert free(pools, 0) == {"cpu": amount}
+
+
 AMOUNTS = st.sampled_from([0.1, 0.3, 0.5, 1, 2])
 Wants = list[CapacityRequirement]
 WANTS: st.SearchStrategy[Wants] = st.lists(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from dataclasses import dataclass
@@ -217,6 +218,82 @@ async def test_a_strategy_that_fails_or_talks_nonsense_is_passed_over_and_logged
     assert decision.strategy_id == "good"
     told = [record.getMessage() for record in caplog.records]
     assert [message.split()[3] for message in told] == ["failing", "nonsense", "endless", "unkept"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [SystemExit(3), asyncio.CancelledError(), ExceptionGroup("two", [ValueError(), KeyError()]), StopAsyncIteration()],
+    ids=lambda fault: type(fault).__name__,
+)
+async def test_however_a_strategy_fails_the_next_one_is_asked(fault: BaseException) -> None:
+    async def failing(context: RecoveryContext) -> RecoveryResult:
+        raise fault
+
+    decision = await asked(Strategies([Told("failing", failing), saying("good")]))
+    assert decision is not None
+    assert decision.strategy_id == "good"
+
+
+NONSENSE: list[dict[str, Any]] = [
+    {"message": 7},
+    {"delay_seconds": None},
+    {"delay_seconds": "soon"},
+    {"delay_seconds": float("nan")},
+    {"delay_seconds": -1.0},
+    {"action": "retry"},
+    {"action": ["retry"]},
+    {"checkpoint_id": 5},
+    {"new_state": {"variables": {}}},
+    {"new_state": ExecutionState(variables={"x": {1: float("nan")}})},
+]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=str)
+async def test_an_answer_that_cannot_be_meant_is_passed_over(nonsense: dict[str, Any]) -> None:
+    async def answer(context: RecoveryContext) -> RecoveryResult:
+        given: dict[str, Any] = {"success": True, "action": A.RETRY, **nonsense}
+        return RecoveryResult(**given)
+
+    decision = await asked(Strategies([Told("odd", answer), saying("good")]))
+    assert decision is not None
+    assert decision.strategy_id == "good"
+
+
+async def test_words_of_a_strategy_are_cut_and_can_be_kept() -> None:
+    async def wordy(context: RecoveryContext) -> RecoveryResult:
+        return RecoveryResult(success=True, action=A.SKIP, message="\ud800" + "x" * 5000)
+
+    decision = await asked(Strategies([Told("wordy", wordy)]))
+    assert decision is not None
+    assert len(decision.message.encode()) <= 2002
+
+
+async def test_nothing_that_a_strategy_does_to_what_it_is_given_is_seen_by_anybody() -> None:
+    of = step(inputs={"hosts": ["a"]})
+    plan = ExecutionPlan(id="p", steps=(of,), variables={"n": [1]})
+    error = ExecutionError("down", code="DOWN", context={"host": ["a"]})
+    pools = ({"name": "cpu", "free": 1},)
+    seen: list[str] = []
+
+    async def meddling(context: RecoveryContext) -> RecoveryResult:
+        found = (context.error.context, context.step.inputs, context.plan, context.state, context.resources)
+        seen.append(f"{context.error.failure_code} {found}")
+        context.error.failure_code = "FINE"
+        context.error.context["host"].append("b")
+        context.state.variables.clear()
+        inputs: Any
+        for inputs in (context.step.inputs, context.plan.steps[0].inputs, context.plan.variables, context.resources[0]):
+            inputs.clear()
+        return RecoveryResult(success=False, action=A.RETRY)
+
+    strategies = Strategies([Told("one", meddling), Told("two", meddling)])
+    given: dict[str, Any] = {"plan": plan, "read_state": lambda: ExecutionState(variables={"v": 1}), "resources": pools}
+    for _ in range(2):
+        await decided(strategies, of, state(), error, **given)
+    assert len(seen) == 4
+    assert len(set(seen)) == 1
+    assert (of.inputs, plan.variables) == ({"hosts": ["a"]}, {"n": [1]})
+    assert (error.failure_code, error.context, pools[0]["free"]) == ("DOWN", {"host": ["a"]}, 1)
 
 
 async def test_a_strategy_that_takes_too_long_is_passed_over_and_the_wait_can_be_cancelled() -> None:

@@ -431,7 +431,7 @@ _CALLS: dict[str, Callable[[PlanBoard, str, float, dict[str, StepState]], None]]
 _calls = st.lists(st.tuples(st.sampled_from(sorted(_CALLS)), _steps, st.floats(0, 100)), max_size=40)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=4, max_size=4), _calls, st.booleans())
 def test_the_log_the_rows_and_the_board_say_the_same(
     weights: list[float], calls: list[tuple[str, str, float]], step_checkpoints: bool

@@ -165,16 +165,39 @@ def test_a_restore_by_a_strategy_keeps_count_and_one_by_a_person_begins_anew() -
 
 def test_capacity_that_was_held_at_the_place_is_part_of_the_state() -> None:
     history = History()
-    cpu = {"allocation_id": "1", "pool": "cpu", "type": "cpu", "amount": 2}
-    told: dict[str, Any] = {"allocations": [cpu]}
+    history.do("start", "a", 0)
+    told = holding("1", "2")
     history.session.record_fact(EventType.RESOURCE_ALLOCATED, (), step_id="a", details=told)
     held = len(history.events)
     history.session.record_fact(EventType.RESOURCE_RELEASED, (), step_id="a", details=told)
     replay = BoardReplay(PLAN, history.session.session_id)
     replay.feed(history.events[:held])
-    assert replay.allocations == {"1": cpu}
+    assert list(replay.allocations.values()) == told["allocations"]
     replay.feed(history.events[held:])
     assert replay.allocations == {}
+
+
+def test_capacity_of_which_a_dead_owner_could_not_say_that_it_is_free_is_no_part_of_the_state() -> None:
+    history = History()
+    history.do("start", "a", 0)
+    history.session.record_fact(EventType.RESOURCE_ALLOCATED, (), step_id="a", details=holding("1"))
+    waits = len(history.events)
+    history.board.waiting("a", "capacity", "under the next owner")
+    history.board.waiting("a", None)
+    history.session.record_fact(EventType.RESOURCE_ALLOCATED, (), step_id="a", details=holding("2"))
+    again = len(history.events)
+    history.board.failed("a", {"code": "BUG", "message": ""})
+    replay = BoardReplay(PLAN, history.session.session_id)
+    replay.feed(history.events[: waits + 1])
+    assert replay.allocations == {}
+    replay.feed(history.events[waits + 1 : again])
+    assert list(replay.allocations) == ["2"]
+    replay.feed(history.events[again:])
+    assert replay.allocations == {}
+
+
+def holding(*ids: str) -> dict[str, Any]:
+    return {"allocations": [{"allocation_id": each, "pool": "cpu", "type": "cpu", "amount": 2} for each in ids]}
 
 
 def test_events_of_another_execution_change_nothing() -> None:

@@ -41,6 +41,8 @@ def descriptor(monkeypatch: pytest.MonkeyPatch) -> Generator[int]:
         (["--checkpoint", "null"], {"checkpoint": None}),
         (["--log", "hm", "--level", "warning"], {"log": "hm", "level": "warning"}),
         (["--result", '"ok"'], {"result": "ok"}),
+        (["--error", "NET", "-m", "no answer"], {"error": {"code": "NET", "message": "no answer"}}),
+        (["--error", "NET"], {"error": {"code": "NET", "message": "NET"}}),
         (["-m", "line\nbreak"], {"message": "line\nbreak"}),
         (["--ask", "who", "-m", "Who?"], {"ask": {"key": "who", "kind": "form", "message": "Who?"}}),
         (["--approve", "go", "-m", "Go?"], {"ask": {"key": "go", "kind": "approval", "message": "Go?"}}),

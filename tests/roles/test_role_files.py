@@ -153,7 +153,7 @@ def test_python_role_serves_tokens_that_may_operate() -> None:
         ("name: check\nrunner: process\nargv: [echo, '{HOME}']", 3, "write {{ and }}"),
         ("name: check\nrunner: process\nargv_input: argv\ninputs: {argv: list}", 3, "unknown key"),
         ("name: check\ntarget: 'a:b; import os'", 2, "neither module:callable"),
-        (process_role("timeout_seconds: .nan"), 4, "number from 0"),
+        (process_role("timeout_seconds: .nan"), 4, "'.nan' is no number"),
         (process_role("timeout_seconds: -1"), 4, "number from 0"),
         (process_role("grace_seconds: 30"), 4, "to 4"),
         (process_role("retry: {max_retries: 3}"), 4, "retry_on"),

@@ -29,7 +29,8 @@ CHAIN = {
 }
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "cycle": ({"steps": [{"id": "a", "role": "echo", "depends_on": ["a"]}]}, "a -> a"),
-    "role": ({"steps": [{"id": "a", "role": "nobody"}]}, "nobody"),
+    "role": ({"steps": [{"id": "a", "role": "nobody"}]}, "Role not found: nobody; list_roles shows"),
+    "closed": ({"steps": [{"id": "a", "role": "command"}]}, "needs VESPERA_ALLOW_COMMAND_OVER_TCP=1"),
     "reference": ({"steps": [{"id": "a", "role": "echo", "inputs": {"x": "${steps.gone.output}"}}]}, "gone"),
     "code": ({"steps": [{"id": "a", "role": "echo", "inputs": {"x": "${__import__('os')}"}}]}, "__import__"),
     "key": ({"steps": [{"id": "a", "role": "echo", "__class__": {}}]}, "__class__"),
@@ -136,6 +137,23 @@ async def test_a_check_says_what_is_wrong_or_what_runs_beside_what(place: Place)
     assert (await place.user.get("/tasks")).json()["total"] == 0
 
 
+async def test_unknown_roles_are_told_together_with_faults_of_form(place: Place) -> None:
+    steps: list[Any] = [
+        {"id": "a", "role": "ecko", "timeout": 1},
+        {"id": "b", "role": "nobody"},
+        {"id": "c", "role": "echo", "needs": ["gone"], "fallback": {"role": "noone"}},
+        {"id": "d", "role": "plan"},
+        {"id": 5, "role": "odd"},
+        "nonsense",
+    ]
+    checked = (await place.user.post("/plans/check", json={"plan": {"steps": steps}})).json()
+    said = assert_problem(await place.user.post("/plans", json={"plan": {"steps": steps}}), 400, "INVALID_PLAN")
+    told = [(each["step"], each["problem"].partition(";")[0]) for each in checked["problems"]]
+    assert said["problems"] == checked["problems"]
+    assert {("a", "unknown key 'timeout'"), ("c", "depends_on: there is no step 'gone'")} < set(told)
+    assert told[-3:] == [("a", "Role not found: ecko"), ("b", "Role not found: nobody"), ("c", "Role not found: noone")]
+
+
 async def test_the_schema_is_one_that_the_examples_fit(place: Place) -> None:
     from jsonschema import Draft202012Validator
 
@@ -163,6 +181,20 @@ async def test_a_bad_plan_is_a_400_that_names_all_its_problems(place: Place, pla
     said = assert_problem(await place.user.post("/plans", json={"plan": plan}), 400, "INVALID_PLAN")
     assert any(words in each["problem"] for each in said["problems"]), said["problems"]
     assert (await place.user.get("/tasks")).json()["total"] == 0
+
+
+async def test_a_blank_name_or_title_is_as_good_as_none(place: Place) -> None:
+    done = await executed(place.user, {"name": " ", "steps": [{"id": "a", "role": "echo", "title": "  "}]})
+    (step,) = (await place.user.get(f"/tasks/{done['task_id']}/steps")).json()["steps"]
+    assert done["status"] == "completed"
+    assert (step["title"], (await place.user.get(f"/tasks/{step['task_id']}")).json()["title"]) == ("a", "a")
+
+
+async def test_a_plan_that_the_check_finds_valid_is_not_refused_afterwards(place: Place) -> None:
+    named = [{"name": text, "steps": [{"id": "a", "role": "echo"}]} for text in ("\x1b[2J", "a\nb", "x" * 200)]
+    for plan in named:
+        valid = (await place.user.post("/plans/check", json={"plan": plan})).json()["valid"]
+        assert valid == ((await place.user.post("/plans", json={"plan": plan})).status_code == 202), plan
 
 
 async def test_what_is_no_plan_at_all_is_refused_at_the_door(place: Place) -> None:
@@ -231,6 +263,33 @@ async def test_a_step_is_paused_resumed_and_cancelled(place: Place) -> None:
             assert answer.status_code in (400, 404, 409), answer.text
 
 
+async def test_the_task_of_a_step_or_a_plan_is_executed_by_nothing_but_its_plan(place: Place) -> None:
+    done = await executed(place.user, {"steps": [{"id": "a", "role": "fails"}]})
+    (step,) = (await place.user.get(f"/tasks/{done['task_id']}/steps")).json()["steps"]
+    before = (await place.user.get(f"/tasks/{step['task_id']}")).json()["session_id"]
+    for task_id in (step["task_id"], step["session_id"]):
+        said = assert_problem(await place.user.post("/executions", json={"task_id": task_id}), 409, "CONFLICT")
+        assert "step a of a plan" in said["detail"]
+    other = await place.user.post("/executions", json={"task_id": done["task_id"], "role": "echo"})
+    assert "executes a plan" in assert_problem(other, 400, "INVALID_INPUT")["detail"]
+    assert (await place.user.get(f"/tasks/{step['task_id']}")).json()["session_id"] == before
+
+
+async def test_a_full_queue_takes_no_plan(tmp_path: Path, runtime_dir: Path) -> None:
+    async with opened(tmp_path, runtime_dir / "http.sock", max_concurrent=1, max_queued=1) as place:
+        held = [await queued(place.user, {"steps": [{"id": "held", "role": "gated"}]}) for _ in range(2)]
+        await until(lambda: is_queued(place))
+        said = assert_problem(await place.user.post("/plans", json={"plan": HELD}), 409, "CONFLICT")
+        place.gate.open.set()
+        for task_id in held:
+            await stands(place.user, task_id, completed=1)
+    assert "queue is full" in said["detail"]
+
+
+async def is_queued(place: Place) -> bool:
+    return place.vespera.describe().queued == 1
+
+
 async def test_the_question_of_a_step_is_answered_at_the_plan_or_at_the_step(place: Place) -> None:
     plan = {"steps": [{"id": "first", "role": "asks-once"}, {"id": "second", "role": "asks-once"}]}
     task_id = await queued(place.user, plan)
@@ -243,7 +302,7 @@ async def test_the_question_of_a_step_is_answered_at_the_plan_or_at_the_step(pla
     at_step = await place.user.post(f"/tasks/{own['second']['task_id']}/inputs", json={"answers": {"where": reply}})
     twice = await place.user.post(f"/tasks/{task_id}/inputs", json={"answers": {"first/where": reply}})
     await stands(place.user, task_id, completed=2)
-    assert [each["key"] for each in asked["inputs"]] == ["first/where", "second/where"]
+    assert {each["key"] for each in asked["inputs"]} == {"first/where", "second/where"}
     assert (listed["total"], {each["parent_task_id"] for each in own.values()}) == (2, {task_id})
     assert at_plan.json()["accepted"] == ["first/where"]
     assert at_plan.json()["open"] == ["second/where"]

@@ -235,6 +235,22 @@ async def test_a_plan_that_waits_for_an_approval_is_an_mcp_task_that_requires_in
     assert done["result"]["structuredContent"]["result"]["counts"] == {"completed": 2}
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_plan_that_waits_is_cancelled_as_an_mcp_task_with_all_its_steps(doors: Doors, way: Way) -> None:
+    plan = {"steps": [*ASKS["steps"], {"id": "held", "role": "gated"}, {"id": "then", "role": "echo", "needs": ["ask"]}]}
+    async with connected(doors, way) as peer:
+        task = await peer.request("tools/call", name="execute_plan", arguments={"plan": plan})
+        await settled(peer, task["taskId"], status="input_required")
+        await at_work(doors, task["taskId"], 1)
+        await peer.request("tasks/cancel", taskId=task["taskId"])
+        ended = await settled(peer, task["taskId"])
+    steps = (await doors.vespera.list_steps(ME, task["taskId"])).steps
+    assert ended["status"] == "cancelled"
+    assert {each.id: each.status for each in steps} == {
+        "ask": "cancelled", "aside": "completed", "held": "cancelled", "then": "cancelled",
+    }  # fmt: skip
+
+
 async def test_a_listener_hears_that_a_step_asks(doors: Doors) -> None:
     async with connected(doors, "http") as peer:
         task = await peer.request("tools/call", name="execute_plan", arguments={"plan": APPROVED})
@@ -272,6 +288,7 @@ async def test_an_answer_that_does_not_fit_records_none_of_those_beside_it(doors
         answers = {"one/where": good, "two/where": bad}
         wrong = await refused(client, "answer_task_input", task_id=handle["task_id"], answers=answers)
         assert wrong["error_code"] == "INVALID_INPUT"
+        assert wrong["error"].startswith("the answer to two/where: ")
         await eventually_asks(doors, handle["task_id"], ["one/where", "two/where"])
         answers["two/where"] = good
         done = await call(client, "answer_task_input", task_id=handle["task_id"], answers=answers, wait_ms=10_000)
@@ -329,7 +346,7 @@ async def test_who_may_only_read_neither_starts_a_plan_nor_stops_a_step(doors: D
 
 async def eventually_asks(doors: Doors, task_id: str, keys: list[str]) -> None:
     async def asks() -> bool:
-        return [each.key for each in (await doors.vespera.get_status(ME, task_id)).inputs or ()] == keys
+        return sorted(each.key for each in (await doors.vespera.get_status(ME, task_id)).inputs or ()) == keys
 
     await until(asks)
 

@@ -145,7 +145,8 @@ class Checkpoints:
         require(caller, "read")
         place = await self._place(checkpoint_id, caller)
         state = await self._state(place)
-        return CheckpointState(**_shown(place.record, place.life.task_id), state=state.to_dict())
+        told = await anyio.to_thread.run_sync(state.to_dict)  # of a large plan it takes long for everybody else
+        return CheckpointState(**_shown(place.record, place.life.task_id), state=told)
 
     async def materialised(self, caller: Caller, checkpoint_id: str) -> ExecutionCheckpoint:
         """As `get`, for a program.
@@ -243,13 +244,16 @@ class Checkpoints:
         cursor = self._store.journal.head
         if (why := _why_not(place.found, session)) is not None:
             raise Conflict(f"It cannot go back: {why}", hint="wait for its end, then restore again")
-        coordinator = self._engine.coordinator(session.session_id)
+        coordinator = await self._engine.opened(session.session_id)
         if place.plan is None:
             await self._put_back(place, session)
         elif coordinator is not None:
             replay = await self._reader.board_at(place.plan, place.record)
-            states = put_back(replay.states, coordinator.board.states)
-            await coordinator.restore(states, replay.state.variables, checkpoint_id=place.record.checkpoint_id)
+            arrived = await coordinator.restore(
+                replay.states, replay.state.variables, checkpoint_id=place.record.checkpoint_id
+            )
+            if not arrived:
+                raise Conflict(f"It did not go back: it is {session.lifecycle.status.value}, decided meanwhile")
         else:
             raise Conflict("It cannot go back: it is about to end, or has not begun", hint="try again")
         await self._store.journal.sync()
@@ -336,7 +340,7 @@ class Checkpoints:
         if place.plan is None:
             return state_of_task(*await self._reader.task_at(place.record))
         replay = await self._reader.board_at(place.plan, place.record)
-        return state_of_plan(replay.states, replay.state.variables, replay.allocations)
+        return await anyio.to_thread.run_sync(state_of_plan, replay.states, replay.state.variables, replay.allocations)
 
     async def _place(self, checkpoint_id: str, caller: Caller) -> _Place:
         await self._settled()
@@ -358,14 +362,16 @@ class Checkpoints:
         body = await self._store.queries.request(run_id)
         asked = mapping(orjson.loads(body)) if body is not None else {}
         plan = asked.get("plan")
-        return asked, plan_from_dict(plan) if plan is not None else None
+        return asked, await anyio.to_thread.run_sync(plan_from_dict, plan) if plan is not None else None
 
     async def _last(self, any_id: str, caller: Caller) -> str:
-        found = await self._tasks.find(any_id, caller)
-        record = await self._reader.last(found.life.execution_id) if found.life is not None else None
-        if record is None:
+        """Of an execution that has made none, the one that it began from."""
+        life = (await self._tasks.find(any_id, caller)).life
+        record = await self._reader.last(life.execution_id) if life is not None else None
+        checkpoint_id = record.checkpoint_id if record is not None else life and life.restored_from
+        if checkpoint_id is None:
             raise CheckpointNotFound(f"the last of {any_id[:100]}, which has none")
-        return record.checkpoint_id
+        return checkpoint_id
 
     async def _settled(self) -> None:
         """What was decided before is on disk, as far as that can be written."""

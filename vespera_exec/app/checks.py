@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from vespera_exec.errors import InvalidInput
+from vespera_exec.errors import Conflict, InvalidInput
 from vespera_exec.model.jsonable import CONTROL_IN_LINE, CONTROL_IN_TEXT, clean_text, exact_json
 
 if TYPE_CHECKING:
@@ -47,6 +47,15 @@ def description(text: str, settings: Settings) -> str:
     if CONTROL_IN_TEXT.search(text):
         raise InvalidInput("the description has control characters")
     return text
+
+
+def room(queued: int, settings: Settings) -> None:
+    """
+    Raises:
+        Conflict: as many wait already as may.
+    """
+    if queued >= settings.max_queued:
+        raise Conflict(f"the queue is full ({queued} wait)", hint="try again later")
 
 
 def inputs(given: Mapping[str, Json], settings: Settings) -> dict[str, Json]:

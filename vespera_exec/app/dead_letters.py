@@ -216,6 +216,7 @@ class DeadLetters:
                 role=role,
                 priority=life.priority,
                 timeout_seconds=asked.get("timeout_seconds"),
+                capacity=asked.get("capacity"),
             ),
         )
         with task.ledger:

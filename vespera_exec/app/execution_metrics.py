@@ -138,7 +138,7 @@ def usage(events: Iterable[ExecutionEvent]) -> tuple[ResourceUsage, ...]:
 def total_cost(used: Iterable[ResourceUsage]) -> float | None:
     """Of what has been given back; None where that is nothing."""
     costs = [each.cost for each in used if each.cost is not None]
-    return sum(costs) if costs else None
+    return math.fsum(costs) if costs else None
 
 
 def resource_efficiency(used: Iterable[ResourceUsage]) -> float | None:

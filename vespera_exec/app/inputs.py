@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vespera_exec.app import present, views
+from vespera_exec.app.plan_reading import executes_plan
 from vespera_exec.app.tasks import meant
 from vespera_exec.errors import InvalidInput
 from vespera_exec.model.enums import ExecutionStatus
@@ -76,7 +78,7 @@ class Inputs:
         for asking, answers in asked:
             for question in asking.lifecycle.open_inputs:
                 if (key := answers.get(question.key)) is not None:
-                    question.checked(given[key])
+                    replace(question, key=key).checked(given[key])  # a refusal names it as it was given
         accepted: list[str] = []
         for asking, answers in asked:
             taken = asking.answer({name: given[key] for name, key in answers.items()}, by=caller.principal)
@@ -93,20 +95,14 @@ class Inputs:
 
         A plan's session is answered with `<step>/<key>`.
         """
-        coordinator = self._reading.coordinator(session.lifecycle)
-        if coordinator is None:
+        if not executes_plan(session.lifecycle):
             return [(session, {key: key for key in given})]
-        waiting, of_steps = coordinator.open_inputs(), dict[str, dict[str, str]]()
+        waiting, of_steps = self._engine.asking(session.session_id), dict[str, dict[str, str]]()
         for key in given:
-            if key in waiting:
-                step, _, name = key.partition("/")
+            step, _, name = key.partition("/")
+            if step in waiting:
                 of_steps.setdefault(step, {})[name] = key
-        found: list[tuple[ExecutionSession, dict[str, str]]] = []
-        for step, keys in of_steps.items():
-            run = self._engine.run_of(coordinator.board.step(step).task_id or "")
-            if run is not None:
-                found.append((run.session, keys))
-        return found
+        return [(waiting[step], keys) for step, keys in of_steps.items()]
 
     async def open(self, caller: Caller, *, limit: int) -> views.OpenInputs:
         """What waits for an answer, over all tasks that `caller` sees, oldest first.

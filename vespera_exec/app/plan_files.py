@@ -30,17 +30,17 @@ Json = Any
 _UNREAD: Final = "unread"
 _WORDS: Final = {
     "missing": "is missing",
-    "model_type": "is an object",
-    "model_attributes_type": "is an object",
-    "dict_type": "is an object",
-    "list_type": "is a list",
-    "string_type": "is a text",
-    "bool_type": "is true or false",
-    "int_type": "is a whole number",
-    "float_type": "is a number",
-    "finite_number": "is a finite number",
+    "model_type": "should be an object",
+    "model_attributes_type": "should be an object",
+    "dict_type": "should be an object",
+    "list_type": "should be a list",
+    "string_type": "should be a text",
+    "bool_type": "should be true or false",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "finite_number": "should be a finite number",
     "string_too_short": "is empty",
-    "string_pattern_mismatch": f"is {ID_RULE}",
+    "string_pattern_mismatch": f"should be {ID_RULE}",
 }
 """What a kind of fault is called, where the validator's own words are not plain."""
 _SYNONYMS: Final = {"needs": "depends_on", "requires_approval": "approval"}
@@ -65,7 +65,7 @@ def _number_alone(given: Json) -> Json:
 def _approval(given: Json) -> Json:
     if isinstance(given, bool) or (isinstance(given, str) and 0 < len(given) <= MAX_MESSAGE_CHARACTERS):
         return given
-    raise ValueError(f"is true, or a text of 1 to {MAX_MESSAGE_CHARACTERS} characters")
+    raise ValueError(f"should be true, or a text of 1 to {MAX_MESSAGE_CHARACTERS} characters")
 
 
 def _capacity(given: Json) -> Json:

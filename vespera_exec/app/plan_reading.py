@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import orjson
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _GOING_ON = (StepStatus.RUNNING, StepStatus.WAITING)
 _SHOWN = 5
+_position = attrgetter("position")
 MAX_STEPS_SHOWN = 1000
 
 
@@ -98,17 +101,20 @@ class PlanReading:
         if coordinator is not None:
             board = coordinator.board
             head, counts = board.state, dict(board.counts)
-            going_on = _first(board.states.values(), counts, _GOING_ON)
+            begun = (board.step(step) for step in coordinator.under_way)
+            going_on = nsmallest(_SHOWN, (each for each in begun if each.status in _GOING_ON), key=_position)
             failed = _first(board.states.values(), counts, (StepStatus.FAILED,))
+            last = board.last_checkpoint
         else:
             await self._settled()
-            head = await queries.plan_head(life.execution_id)
+            head, last = await queries.plan_head(life.execution_id), None
             if head is None:
                 return None
             counts = await queries.step_counts(life.execution_id)
             going_on = await self._stored_first(life.execution_id, counts, _GOING_ON)
             failed = await self._stored_first(life.execution_id, counts, (StepStatus.FAILED,))
-        last = await queries.checkpoints(life.execution_id, limit=1)
+        if last is None and (stored := await queries.checkpoints(life.execution_id, limit=1)):
+            last = stored[0].checkpoint_id
         return plan_views.PlanSummary(
             name=head.name,
             plan_id=head.plan_id,
@@ -124,7 +130,7 @@ class PlanReading:
                 for each in going_on
             ],
             failed=[each.step_id for each in failed],
-            last_checkpoint=last[0].checkpoint_id if last else None,
+            last_checkpoint=last,
         )
 
     async def progress(self, life: Lifecycle, progress: Progress) -> views.ProgressInfo | None:
@@ -141,10 +147,13 @@ class PlanReading:
 
     def inputs(self, life: Lifecycle) -> list[views.InputView]:
         """The questions that wait for an answer: its own, and as `<step>/<key>` those of a plan's steps."""
-        coordinator = self.coordinator(life)
-        if coordinator is None:
+        if not executes_plan(life):
             return present.open_inputs(life)
-        return [present.question(asked, key=key) for key, asked in coordinator.open_inputs().items()]
+        return [
+            present.question(asked, key=f"{step}/{asked.key}")
+            for step, session in self._engine.asking(life.execution_id).items()
+            for asked in session.lifecycle.open_inputs
+        ]
 
     def _percentage(self, life: Lifecycle, progress: Progress | None) -> float | None:
         """Of the board, which is ahead of what is reported of it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import stat
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES: Final = 4 * 1024 * 1024
 _LIMITS: Final = Limits(bytes=MAX_BYTES, values=1_000_000)
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_plan_file(path: Path) -> Json:
@@ -27,7 +30,7 @@ def read_plan_file(path: Path) -> Json:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise InvalidInput(f"{path.name} is no file")
+            raise InvalidInput(f"{path} is no file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -50,11 +53,17 @@ def _json(data: bytes, file: str) -> Json:
     if len(data) > MAX_BYTES:
         raise _refusal(f"{file}: the file has {len(data)} bytes; at most {MAX_BYTES} are allowed")
     try:
-        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number)
+        value = json.loads(
+            data.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_number
+        )
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise _refusal(f"{file}:{error.lineno}: {error.msg}") from None
     except RecursionError:
         raise _refusal(f"{file}: nested too deeply") from None
+    except UnicodeEncodeError:
+        raise _refusal(f"{file}: a text has half a surrogate pair") from None
     except ValueError as error:  # also a text that is no UTF-8
         raise _refusal(f"{file}: {error}") from None
     if not isinstance(value, dict):
@@ -71,5 +80,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text[:40]} is no number")

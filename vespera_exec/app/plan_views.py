@@ -40,11 +40,16 @@ class PlanProblem(View):
 
 
 class PlanChecked(View):
-    """What a check of a plan has found. `order` holds the ids of steps that may run beside each other, in levels."""
+    """What a check of a plan has found. `order` holds the ids of steps that may run beside each other, by level.
+
+    It has the first 200 of the `levels`. `widest` is the number of steps of the largest.
+    """
 
     valid: bool
     problems: list[PlanProblem]
     steps: int
+    levels: int = 0
+    widest: int = 0
     order: list[list[str]]
 
 

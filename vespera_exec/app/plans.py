@@ -90,11 +90,11 @@ class Plans:
 
         Raises:
             InvalidPlan: all that is wrong with it, the roles of its steps included. Nothing was decided.
-            Conflict: the idempotency key stands for another request.
+            Conflict: the queue is full, or the idempotency key stands for another request.
             StoreUnavailable: nothing new can be written now.
         """
         require(caller, "operate")
-        plan = await _parsed(request)
+        plan = await self._parsed(caller, request)
         return await self._start(caller, plan, request)
 
     async def start(
@@ -126,19 +126,27 @@ class Plans:
         """Whether a plan could be executed by this caller, and which steps could run beside each other."""
         require(caller, "read")
         try:
-            plan = await _parsed(spec)
+            plan = await self._parsed(caller, spec)
             await self._check_roles(caller, plan)
         except InvalidPlan as error:
             problems = [plan_views.PlanProblem(step=step, problem=what) for step, what in error.problems]
             return plan_views.PlanChecked(valid=False, problems=problems, steps=_number(spec.plan), order=[])
-        order = levels(plan)[:_MOST_LEVELS]
-        return plan_views.PlanChecked(valid=True, problems=[], steps=len(plan.steps), order=order)
+        order = await _apart(len(plan.steps), lambda: levels(plan))
+        return plan_views.PlanChecked(
+            valid=True,
+            problems=[],
+            steps=len(plan.steps),
+            levels=len(order),
+            widest=max(map(len, order)),
+            order=order[:_MOST_LEVELS],
+        )
 
     async def again(self, caller: Caller, request: views.Execute) -> Job | None:
         """The job of a plan's task that is executed again, as it was asked for last; None where it is no such task.
 
         Raises:
-            InvalidInput: role "plan" without a plan, or inputs for one; what was asked for is not known any more.
+            InvalidInput: role "plan" without a plan; a role or inputs for one; or its plan is not known any more.
+            Conflict: it is the task of a step.
             AlreadyExecuting, InvalidPlan, TaskNotFound.
         """
         if request.role == PLAN_ROLE:
@@ -146,8 +154,14 @@ class Plans:
         if request.task_id is None or request.title is not None:
             return None
         task = await self._tasks.get(request.task_id, caller)
-        if task.record.assigned_role != PLAN_ROLE or request.role is not None:
+        if task.record.parent_execution_id is not None:
+            raise Conflict(
+                f"task {task.id} is step {task.record.step_id} of a plan", hint="execute the plan, not its step"
+            )
+        if task.record.assigned_role != PLAN_ROLE:
             return None
+        if request.role is not None:
+            raise InvalidInput(f"task {task.id} executes a plan, whose steps say who does them", hint="leave out role")
         if request.inputs:
             raise InvalidInput("a plan has no inputs", hint="execute_plan takes variables")
         body = await self._store.queries.last_request(task.id)
@@ -189,11 +203,17 @@ class Plans:
         async with self._starter.once(caller, "execute_plan", request) as known:
             if known is not None:
                 return await handles.repeated(known, self._engine, self._store)
+            checks.room(self._engine.queued, self._settings)
             await self._check_roles(caller, plan)
             told = await _apart(len(plan.steps), lambda: plan_to_dict(plan))
+            key = None
+            if request.idempotency_key is not None:
+                digest = await _apart(len(plan.steps), lambda: checks.request_digest(request))
+                key = (caller.principal, "execute_plan", request.idempotency_key, digest)
+            # From here to the engine nothing comes between, a client that goes included.
             cursor = self._store.journal.head
             task = self._tasks.make(
-                title=checks.title(request.title or plan.name.strip() or plan.id, self._settings),
+                title=checks.title(request.title or plan.name or _untitled(plan), self._settings),
                 description=checks.description(request.description or plan.description, self._settings),
                 role=PLAN_ROLE,
                 inputs={},
@@ -202,10 +222,6 @@ class Plans:
                 principal=caller.principal,
             )
             asked = self._starter.asked(caller, timeout_seconds=request.timeout_seconds)
-            key = None
-            if request.idempotency_key is not None:
-                digest = checks.request_digest(request)
-                key = (caller.principal, "execute_plan", request.idempotency_key, digest)
             job = self.enqueue(task, plan, {**asked, "plan": told}, key=key)
             self._tasks.hold(task)
             run = self._engine.submit(job)
@@ -249,6 +265,22 @@ class Plans:
 
     # checking
 
+    async def _parsed(self, caller: Caller, asked: plan_views.ExecutePlan | plan_views.CheckPlan) -> ExecutionPlan:
+        """
+        Raises:
+            InvalidPlan: all that is wrong with it; of its roles, where it has other faults, only that they are unknown
+                or closed to the caller.
+        """
+        try:
+            return await _apart(_number(asked.plan), lambda: parse_plan(asked.plan, variables=asked.variables))
+        except InvalidPlan as error:
+            unusable = [
+                (step, role)
+                for step, name in _roles_named(asked.plan)
+                if isinstance(role := self._role(caller, name), str)
+            ]
+            raise InvalidPlan([*error.problems, *unusable][:_MOST_PROBLEMS], hint=error.hint) from None
+
     async def _check_roles(self, caller: Caller, plan: ExecutionPlan) -> None:
         """
         Raises:
@@ -269,7 +301,7 @@ class Plans:
         try:
             return self._starter.role(caller, name)
         except (RoleNotFound, PermissionDenied, InvalidInput) as error:
-            return error.message
+            return f"{error.message}; {error.hint}" if error.hint else error.message
 
     def _problems(self, step: PlanStep, find: Callable[[str], Role | str]) -> Iterator[tuple[str, str]]:
         doers = [(step.role, step.inputs)]
@@ -375,7 +407,7 @@ class Plans:
             raise Conflict("it executes no plan", hint="steps are those of what execute_plan has started")
         session = meant(found, self._engine.run_of(found.record.task_id))
         session_id = session.session_id if session is not None else life.execution_id
-        return self._engine.coordinator(session_id), life.status.value, session_id
+        return await self._engine.opened(session_id), life.status.value, session_id
 
 
 def _task_of(coordinator: Coordinator | None, step_id: str) -> str | None:
@@ -393,7 +425,7 @@ def _input_problems(role: Role, given: Mapping[str, Json]) -> list[str]:
     open_names = {name for name, value in given.items() if references(value)}
     known = {name: spec for name, spec in role.inputs.items() if name not in open_names}
     fixed = {name: resolve(value, _no_value) for name, value in given.items() if name not in open_names}
-    problems = schema.complete(known, fixed)[1]
+    problems = schema.complete(known, schema.as_texts(known, fixed))[1]
     problems += [f"{name[:64]}: unknown input" for name in sorted(open_names) if name not in role.inputs]
     return [f"inputs of role {role.name}: {each}" for each in problems]
 
@@ -402,17 +434,25 @@ def _no_value(_: object) -> Json:
     return None
 
 
+def _untitled(plan: ExecutionPlan) -> str:
+    return "Plan of one step" if len(plan.steps) == 1 else f"Plan of {len(plan.steps)} steps"
+
+
 def _number(plan: Mapping[str, Json]) -> int:
     steps = plan.get("steps")
     return len(cast("list[Json]", steps)) if isinstance(steps, list) else 0
 
 
-async def _parsed(asked: plan_views.ExecutePlan | plan_views.CheckPlan) -> ExecutionPlan:
-    """
-    Raises:
-        InvalidPlan: all that is wrong with it.
-    """
-    return await _apart(_number(asked.plan), lambda: parse_plan(asked.plan, variables=asked.variables))
+def _roles_named(plan: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
+    """The steps and their roles, as far as they can be made out in a plan that has faults."""
+    steps = plan.get("steps")
+    for step in cast("list[Json]", steps)[:_MOST_IN_LOOP] if isinstance(steps, list) else ():
+        told = cast("dict[str, Json]", step) if isinstance(step, dict) else {}
+        name, fallback = told.get("id"), told.get("fallback")
+        second = cast("dict[str, Json]", fallback).get("role") if isinstance(fallback, dict) else fallback
+        for role in (told.get("role"), second):
+            if isinstance(name, str) and isinstance(role, str) and role not in ("", PLAN_ROLE):
+                yield name[:80], role
 
 
 async def _apart(steps: int, call: Callable[[], T]) -> T:

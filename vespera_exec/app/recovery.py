@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from roles.execution import APPROVAL
 from vespera_exec.app.step_limits import adapted
 from vespera_exec.errors import ExecutionError, InvalidInput, InvalidTransitionError, RoleNotFound
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
@@ -82,6 +83,7 @@ class Recovery:
         done = Recovered()
         ending: set[str] = set()
         """The plans whose steps do not go on."""
+        plans = {each.lifecycle.execution_id for each in left if each.lifecycle.role_name == PLAN_ROLE}
         for each in sorted(left, key=lambda each: each.lifecycle.role_name != PLAN_ROLE):
             task = self._tasks.adopt(each)
             session = task.execution.current_session
@@ -91,13 +93,14 @@ class Recovery:
                 session.change_owner(self._owner)
                 if session.lifecycle.lease is None:  # else a worker has it, and uses it still
                     session.release_capacity("Its owner ended", at=_last_sign(each))
-                if task.record.parent_execution_id in ending:
-                    session.request_cancellation("Its plan was cancelled")
+                parent = task.record.parent_execution_id
+                if parent is not None and (parent in ending or parent not in plans):
+                    session.request_cancellation("Its plan does not go on")
                 if session.lifecycle.status.is_terminal:
                     job = None
                 elif session.lifecycle.role_name == PLAN_ROLE:
                     job = self._plan(task, session, each)
-                    if job is None or session.lifecycle.status is S.CANCELLING:
+                    if not self._trusted or job is None or session.lifecycle.status is S.CANCELLING:
                         ending.add(session.session_id)
                 else:
                     job = self._continued(task, session, each)
@@ -126,12 +129,17 @@ class Recovery:
             session.request_cancellation("Asked for while the disk was full")
             if session.lifecycle.status.is_terminal:
                 return None
+        owner: dict[str, Json] = {"owner": left.lifecycle.owner}
+        refused = None
         try:
             self._check_trusted()
-            return self._plans.job(task, session, _asked(left.request))
+        except _Refused as error:
+            refused = ExecutionError(f"The plan cannot go on: {error}", code="INTERRUPTED", context=owner)
+        try:
+            return self._plans.job(task, session, _asked(left.request), refused=refused)
         except (_Refused, InvalidInput, KeyError, TypeError) as error:
             said = f"The plan cannot go on: {error}"
-            session.fail(ExecutionError(said, code="INTERRUPTED", context={"owner": left.lifecycle.owner}))
+            session.fail(ExecutionError(said, code="INTERRUPTED", context=owner))
             return None
 
     def _continued(self, task: Task, session: ExecutionSession, left: Unfinished) -> Job | None:
@@ -180,6 +188,8 @@ class Recovery:
             raise _Refused(f"role {role.name} is not open any more to whoever asked for it")
         if life.is_parked:
             return role, asked  # nothing of it ran
+        if role.approval and APPROVAL not in life.answers:
+            return role, asked  # nor here: it is asked before anything else
         if life.status is S.COMPLETING:
             raise _Refused("its result was not yet written")
         if role.runner == "external":

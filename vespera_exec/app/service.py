@@ -23,7 +23,6 @@ from vespera_exec.app.tasks import meant
 from vespera_exec.app.token_views import Visitor
 from vespera_exec.app.workers import Workers
 from vespera_exec.errors import (
-    Conflict,
     InvalidInput,
     RoleNotFound,
     StoreDamaged,
@@ -164,8 +163,7 @@ class Vespera(Answers):
         async with self._starter.once(caller, "execute", request) as known:
             if known is not None:
                 return await handles.repeated(known, self._engine, self._store)
-            if self._engine.queued >= self.settings.max_queued:
-                raise Conflict(f"the queue is full ({self._engine.queued} wait)", hint="try again later")
+            checks.room(self._engine.queued, self.settings)
             cursor = self._store.journal.head
             job = await self.plans.again(caller, request) or await self._starter.start(caller, request)
             # It is decided, so the engine has it before anything can come between, a client that goes included.

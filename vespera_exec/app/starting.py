@@ -235,7 +235,12 @@ class Starter:
             InvalidInput, RoleNotFound, PermissionDenied, AlreadyExecuting: nothing was decided.
         """
         role = self.role(caller, then.role_name or "")
-        request = views.Execute(task_id=task.id, timeout_seconds=asked.get("timeout_seconds"), priority=then.priority)
+        request = views.Execute(
+            task_id=task.id,
+            timeout_seconds=asked.get("timeout_seconds"),
+            priority=then.priority,
+            capacity=asked.get("capacity"),
+        )
         return self._enqueue(
             task,
             role,

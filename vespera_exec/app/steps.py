@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from roles.execution import APPROVAL
+from roles.inputs import as_texts
 from vespera_exec.app import checks
 from vespera_exec.app.step_limits import adapted, retry_rule
 from vespera_exec.engine.plan_children import WAITS_FOR_WORKER, ReadyStep
 from vespera_exec.engine.plans import Coordinator
 from vespera_exec.engine.running import Job, Policy
-from vespera_exec.errors import ExecutionError
+from vespera_exec.errors import ExecutionError, StoreUnavailable
+from vespera_exec.model.enums import EventType
+from vespera_exec.model.events import mapping
 from vespera_exec.model.ledger import RequestRecord
 from vespera_exec.model.plan_json import plan_from_dict, step_to_dict
 
@@ -38,8 +43,8 @@ if TYPE_CHECKING:
 
 _OUTPUTS_KEPT = 32
 _OUTPUTS_KEPT_BYTES = 256 * 1024
-_GRACE_SECONDS: Final = 4.8
-"""For the children of a cancelled plan, each of which ends within five seconds."""
+_GRACE_SECONDS: Final = 8.0
+"""For the children of a cancelled plan, each of which ends within five seconds: the plan ends after them."""
 _DEFAULT_MAX_RETRIES = 3
 _WHO = ("principal", "scopes", "over_tcp", "cwd", "env")
 _TOLD = ("wait_timeout_seconds", "retries", "approval", "capacity", "on_interrupt")
@@ -60,7 +65,6 @@ class Steps:
         cache: StepCache,
     ) -> None:
         self._session = session
-        self._asked = asked
         self._caller: Caller = starter.caller(asked)
         self._who = {name: asked[name] for name in _WHO if name in asked}
         self._store = store
@@ -69,6 +73,8 @@ class Steps:
         self._starter = starter
         self._cache = cache
         self._outputs: OrderedDict[str, Json] = OrderedDict()
+        self._has_news = False
+        """There are answers for the cache that may not be on disk yet."""
 
     async def stored(self) -> tuple[PlanState, list[StepState]] | None:
         return await self._store.queries.plan_state(self._session.session_id)
@@ -76,12 +82,29 @@ class Steps:
     async def attempts(self, run_id: str) -> list[Lifecycle]:
         return [life for life, _ in await self._store.queries.attempts_of(run_id)]
 
+    async def capacity_told(self) -> tuple[dict[str, str], set[str]]:
+        given, returned = dict[str, str](), set[str]()
+        for event in await self._store.queries.capacity_of_steps(self._session.session_id):
+            told = [each["allocation_id"] for each in event.details.get("allocations") or ()]
+            if event.event_type is EventType.RESOURCE_ALLOCATED:
+                given |= dict.fromkeys(told, event.step_id or "")
+            else:
+                returned.update(told)
+        return given, returned
+
     async def output(self, execution_id: str) -> Json:
         if execution_id in self._outputs:
             self._outputs.move_to_end(execution_id)
             return self._outputs[execution_id]
         record = await self._store.queries.get_result(execution_id)
         if record is None:
+            if await self._store.queries.get_execution(execution_id) is None:
+                raise ExecutionError(
+                    "the output of a step that is referred to has been removed with the old run that it is of",
+                    code="OUTPUT_REMOVED",
+                    recoverable=False,
+                    hint="execute the plan from its beginning",
+                )
             return None
         if record.truncated:
             raise ExecutionError(
@@ -98,14 +121,20 @@ class Steps:
         return output
 
     async def ready(
-        self, step: PlanStep, role: str, inputs: Mapping[str, Json], *, task_id: str | None = None
+        self,
+        step: PlanStep,
+        role: str,
+        inputs: Mapping[str, Json],
+        *,
+        task_id: str | None = None,
+        after: str | None = None,
     ) -> ReadyStep:
         found = self._starter.role(self._caller, role)
-        completed = self._starter.completed(self._caller, found, inputs)
-        asked = self._asked_of(step)
+        completed = self._starter.completed(self._caller, found, as_texts(found.inputs, inputs))
+        asked = self._asked_of(step, approved=bool(step.approval) and await self._was_approved(after))
         cached = None
-        if adapted(found, asked).pure and step.cache and task_id is None:
-            cached = await self._cache.lookup(self._caller.principal, role, completed)
+        if adapted(found, asked).pure and step.cache and not step.approval and task_id is None:
+            cached = await self._known(role, completed)
         made = None
         if task_id is not None and await self._store.queries.get_task(task_id) is not None:
             made = await self._tasks.get(task_id, self._caller)
@@ -117,11 +146,31 @@ class Steps:
         if not step.cache or task is None:
             return None
         role = session.lifecycle.role_name or ""
-        return self._cache.record(self._caller.principal, role, task.inputs, session.session_id)
+        record = self._cache.record(self._caller.principal, role, task.inputs, session.session_id)
+        self._has_news = self._has_news or record is not None
+        return record
 
-    def _asked_of(self, step: PlanStep) -> dict[str, Json]:
+    async def _known(self, role: str, inputs: Mapping[str, Json]) -> str | None:
+        if self._has_news:  # what earlier steps of this plan answered is to be found, too
+            self._has_news = False
+            with suppress(StoreUnavailable):
+                await self._store.journal.sync()
+        return await self._cache.lookup(self._caller.principal, role, inputs)
+
+    async def _was_approved(self, run_id: str | None) -> bool:
+        """Whether the step's approval was given to this run of it, or to one before."""
+        body = await self._store.queries.request(run_id) if run_id is not None else None
+        if run_id is None or body is None:
+            return False
+        if APPROVAL not in mapping(orjson.loads(body).get("step")):
+            return True
+        answers = [life.answers.get(APPROVAL) for life in await self.attempts(run_id)]
+        return any(answer is not None and answer.accepted for answer in answers)
+
+    def _asked_of(self, step: PlanStep, *, approved: bool) -> dict[str, Json]:
+        """`approved`: it was asked for, and is not asked for again."""
         told = step_to_dict(step)
-        of_step = {name: told[name] for name in _TOLD if told.get(name)}
+        of_step = {name: told[name] for name in _TOLD if told.get(name) and not (approved and name == APPROVAL)}
         of_step["priority"] = self._session.lifecycle.priority
         return {**self._who, "timeout_seconds": step.timeout_seconds or None, "step": of_step}
 
@@ -140,7 +189,7 @@ class Steps:
         priority = self._session.lifecycle.priority
         task = made or self._tasks.make(
             id=task_id,
-            title=checks.title((step.title.strip() or step.id)[: self._starter.settings.title_limit], self._starter.settings),
+            title=checks.title((step.title or step.id)[: self._starter.settings.title_limit], self._starter.settings),
             description=step.description,
             role=role.name,
             inputs=inputs,
@@ -182,15 +231,18 @@ class PlanJobs:
         *,
         plan: ExecutionPlan | None = None,
         board: PlanBoard | None = None,
+        refused: ExecutionError | None = None,
     ) -> Job:
         """`asked` is what was kept of the request; `board` None: it is in the store.
+
+        `refused`: why it does not go on, and ends once its steps have.
 
         Raises:
             InvalidInput: the plan that was kept cannot be read.
         """
         plan = plan or plan_from_dict(asked["plan"])
         host = Steps(session, asked, **self._parts)
-        coordinator = Coordinator(session, plan, host, self._engine, board=board)
+        coordinator = Coordinator(session, plan, host, self._engine, board=board, refused=refused)
         return Job(
             task=task,
             session=session,

@@ -114,7 +114,7 @@ class LiveTasks:
             TaskNotFound: nothing.
             InvalidInput: several things.
         """
-        if (task := self._known.get(any_id)) and caller.sees(task.record.principal):
+        if (task := self._known.get(any_id)) and caller.sees(task.record.principal) and _is_whole(task):
             return _live(task, None)
         if not any_id.isascii() or len(any_id) > _LONGEST_ID:
             raise TaskNotFound(any_id[:_LONGEST_ID].encode("ascii", "backslashreplace").decode())
@@ -133,7 +133,8 @@ class LiveTasks:
         execution_id = any_id if any_id != task_id else None
         if (task := self._known.get(task_id)) is not None:
             session = task.execution.current_session
-            if execution_id is None or (session is not None and session.session_id == execution_id):
+            is_meant = _is_whole(task) if execution_id is None else session and session.session_id == execution_id
+            if is_meant:
                 return _live(task, execution_id)
         record = task.record if task is not None else known.task
         life, progress = known.execution if known.execution is not None else (None, None)
@@ -163,6 +164,12 @@ class LiveTasks:
         if record is None:
             raise TaskNotFound(task_id)
         return record
+
+
+def _is_whole(task: Task) -> bool:
+    """Its last execution, if any, is in memory with it; not where the task was only read to be changed."""
+    here = task.execution.current_session or task.execution.last_session
+    return here is not None or task.record.last_execution_id is None
 
 
 def _live(task: Task, execution_id: str | None) -> Found:

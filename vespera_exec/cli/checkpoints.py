@@ -23,7 +23,7 @@ _id = click.argument("any_id", metavar="ID")
 
 @click.group("checkpoint")
 def group() -> None:
-    """Checkpoints of an execution: make one, list them, put the execution back to one."""
+    """Places to which an execution can go back."""
 
 
 @group.command()
@@ -59,7 +59,10 @@ def list_checkpoints(*, any_id: str, limit: int, as_json: bool) -> None:
 @click.argument("checkpoint_id", metavar="CHECKPOINT")
 @_json
 def restore(*, checkpoint_id: str, as_json: bool) -> None:
-    """Put an execution back to a checkpoint; of one that has ended, a new execution begins there."""
+    """Put an execution back to a checkpoint.
+
+    Of one that has ended, a new execution begins there.
+    """
     with Daemon(data_directory()) as daemon:
         restored = daemon.post(f"/checkpoints/{segment(checkpoint_id)}/restore", {}, once=True).body
     if as_json:

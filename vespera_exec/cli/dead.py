@@ -28,7 +28,10 @@ _role = click.option("--role", help="Only those that this role failed at.")
 
 @click.group("dead")
 def group() -> None:
-    """Tasks that have failed, and that nobody tries again by itself: look at them, put them back, or take them off."""
+    """What has failed, and nobody tries again.
+
+    Look at it, put it back, or take it off the list.
+    """
 
 
 @group.command("list")
@@ -51,7 +54,10 @@ def list_dead(*, limit: int, page: str | None, as_json: bool) -> None:
 @_role
 @_json
 def requeue(*, task_ids: tuple[str, ...], every: bool, role: str | None, as_json: bool) -> int:
-    """Execute them again: a task from its beginning, a plan from its last checkpoint."""
+    """Execute them again.
+
+    A task from its beginning; a plan keeps the steps that it has completed.
+    """
     answer = _decided("requeue", task_ids, every=every, role=role)
     if as_json:
         output.document(answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -19,14 +20,19 @@ _MOST_NAMED: Final = 20
 _SHORT_ID: Final = 8
 
 
-def problem_lines(problems: Sequence[Mapping[str, Json]]) -> list[str]:
-    """`step build: there is no role 'mkae'`, a line each."""
-    return [
-        f"step {shown(each['step'], 64)}: {shown(each['problem'], 500)}"
-        if each.get("step")
-        else f"plan: {shown(each['problem'], 500)}"
-        for each in problems
-    ]
+def problem_lines(problems: Sequence[Mapping[str, Json]], *, file: str) -> list[str]:
+    """`plan.yaml: step build: there is no role 'mkae'`, a line each. One that names its line begins with the file's."""
+    return [_problem(each, file) for each in problems]
+
+
+def _problem(problem: Mapping[str, Json], file: str) -> str:
+    told = shown(problem["problem"], 500)
+    if problem.get("step"):
+        return f"{shown(file)}: step {shown(problem['step'], 64)}: {told}"
+    folder, name = os.path.split(file)
+    if told.startswith(f"{shown(name)}:"):
+        return os.path.join(shown(folder), told)
+    return f"{shown(file)}: {told}"
 
 
 def outcome(result: Mapping[str, Json]) -> list[str]:

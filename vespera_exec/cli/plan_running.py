@@ -54,7 +54,7 @@ def run(daemon: Daemon, wanted: WantedPlan, *, detach: bool, quiet: bool, as_jso
     except DaemonError as error:
         if not error.problems:
             raise
-        refuse(error.problems)
+        refuse(wanted.path, error.problems)
         return REFUSED
     if as_json:
         output.document(handle)
@@ -74,9 +74,9 @@ def plan_of(path: str) -> Json:
     return read_plan_file(Path(path))
 
 
-def refuse(problems: Sequence[Mapping[str, Json]]) -> None:
+def refuse(path: str, problems: Sequence[Mapping[str, Json]]) -> None:
     """Says what is wrong with a plan, and with which of its steps."""
-    for each in problem_lines(problems):
+    for each in problem_lines(problems, file=path):
         output.remark(f"vespera-exec: {each}")
     output.failure(InvalidPlan([], hint="`vespera-exec plan schema` has the format"))
 

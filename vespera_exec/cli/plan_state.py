@@ -21,6 +21,7 @@ _WAITS: Final = {
     "slot": "waits for a slot",
     "worker": "waits for a worker",
     "backoff": "is tried again",
+    "pause": "is paused",
 }
 _ORDER: Final = {"waiting": 1, "running": 2, "pending": 3, "failed": 4}
 _ANSWER_FIRST: Final = 0

@@ -49,7 +49,10 @@ def schema() -> None:
 @click.option("--offline", is_flag=True, help="Only the form; roles are not looked up.")
 @_json
 def check(*, path: str, given: tuple[str, ...], offline: bool, as_json: bool) -> int:
-    """Whether a plan file can be run: all that is wrong with it, or 0 and a short summary."""
+    """Whether a plan file can be run.
+
+    Says all that is wrong with it (exit code 1), or how large it is.
+    """
     from vespera_exec.cli.inputs import parse_inputs
 
     checked = _checked(path, parse_inputs(given), offline=offline)
@@ -57,13 +60,11 @@ def check(*, path: str, given: tuple[str, ...], offline: bool, as_json: bool) ->
     if as_json:
         output.document(checked)
     elif code:
-        output.lines([f"{shown(path)}: {each}" for each in plan_pages.problem_lines(checked["problems"])])
+        output.lines(plan_pages.problem_lines(checked["problems"], file=path))
     else:
-        by_level = checked["order"]
-        widest = max((len(level) for level in by_level), default=0)
         form = " (roles were not looked up)" if offline else ""
-        size = f"{checked['steps']} steps in {len(by_level)} levels, at most {widest} beside each other"
-        output.line(f"{shown(path)}: {size}{form}")
+        size = f"{_counted(checked['steps'], 'step')} in {_counted(checked['levels'], 'level')}"
+        output.line(f"{shown(path)}: {size}, at most {checked['widest']} beside each other{form}")
     return code
 
 
@@ -72,7 +73,10 @@ def check(*, path: str, given: tuple[str, ...], offline: bool, as_json: bool) ->
 @click.option("--mermaid", "form", flag_value="mermaid", help="As a Mermaid flowchart.")
 @click.option("--dot", "form", flag_value="dot", help="As a digraph for Graphviz.")
 def show(*, source: str, form: str | None) -> int:
-    """Draw a plan: its steps level by level, with role and needs; of a task also where they stand."""
+    """Draw a plan, level by level.
+
+    Its steps with their role and what they need; of a task also where they stand.
+    """
     if os.path.exists(source) or source.endswith(SUFFIXES):
         steps = _steps_of_file(source)
         if steps is None:
@@ -109,8 +113,8 @@ def steps(*, any_id: str, status: str | None, every: bool, as_json: bool) -> Non
 
 
 def is_plan_file(words: Sequence[str]) -> bool:
-    """What was typed begins with the name of a plan file that is there."""
-    return bool(words) and words[0].endswith(SUFFIXES) and os.path.isfile(words[0])
+    """What was typed begins with the name of a plan file, whether it is there or not."""
+    return bool(words) and words[0].endswith(SUFFIXES)
 
 
 def all_steps(daemon: Daemon, any_id: str, status: str | None = None) -> Json:
@@ -124,7 +128,7 @@ def all_steps(daemon: Daemon, any_id: str, status: str | None = None) -> Json:
 
 
 def _checked(path: str, variables: dict[str, Json], *, offline: bool) -> Json:
-    """`{"valid", "problems", "steps", "order"}`, from the daemon, or from the form alone."""
+    """What `POST /plans/check` answers, from the daemon, or from the form alone."""
     from vespera_exec.cli.plan_running import plan_of
     from vespera_exec.errors import InvalidPlan
 
@@ -141,11 +145,22 @@ def _checked(path: str, variables: dict[str, Json], *, offline: bool) -> Json:
             raise
         return _invalid(error.problems)
     order = [[each.id for each in level] for level in plan_drawing.levels(drawn)]
-    return {"valid": True, "problems": [], "steps": len(drawn), "order": order}
+    return {
+        "valid": True,
+        "problems": [],
+        "steps": len(drawn),
+        "levels": len(order),
+        "widest": max(map(len, order)),
+        "order": order,
+    }
 
 
 def _invalid(problems: Sequence[Mapping[str, Json]]) -> Json:
-    return {"valid": False, "problems": list(problems), "steps": 0, "order": []}
+    return {"valid": False, "problems": list(problems), "steps": 0, "levels": 0, "widest": 0, "order": []}
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _parsed(plan: Json, variables: dict[str, Json] | None = None) -> list[Drawn]:
@@ -164,7 +179,7 @@ def _steps_of_file(path: str) -> list[Drawn] | None:
     try:
         return _parsed(plan_of(path))
     except InvalidPlan as error:
-        refuse(_problems(error))
+        refuse(path, _problems(error))
         return None
 
 

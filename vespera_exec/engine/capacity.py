@@ -51,8 +51,8 @@ class _Account:
 
     pool: Pool
     total: int
-    held: dict[str, tuple[str, int]] = field(default_factory=dict[str, tuple[str, int]])
-    """Allocation id to key and amount."""
+    held: dict[str, tuple[str, int, float]] = field(default_factory=dict[str, tuple[str, int, float]])
+    """Allocation id to key, amount, and when it was taken."""
     taken: int = 0
     spent: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
     """Of a budget: when how much of it comes back."""
@@ -62,14 +62,18 @@ class _Account:
         return self.total - self.taken
 
     def take(self, allocation_id: str, key: str, amount: int, now: float) -> None:
-        self.held[allocation_id] = (key, amount)
+        self.held[allocation_id] = (key, amount, now)
         self.taken += amount
         if self.pool.window_seconds:
             heapq.heappush(self.spent, (now + self.pool.window_seconds, amount))
 
-    def give_back(self, allocation_id: str) -> None:
-        _, amount = self.held.pop(allocation_id)
+    def give_back(self, allocation_id: str, *, unused: bool) -> None:
+        _, amount, since = self.held.pop(allocation_id)
         if not self.pool.window_seconds:
+            self.taken -= amount
+        elif unused and (entry := (since + self.pool.window_seconds, amount)) in self.spent:
+            self.spent.remove(entry)
+            heapq.heapify(self.spent)
             self.taken -= amount
 
     def refill(self, now: float) -> None:
@@ -130,6 +134,8 @@ class CapacityPools:
             CapacityUnknown: no pool is of a type that is asked for, or meets its constraints.
             CapacityTooLarge: the pools could not give that much at once, were they all free.
         """
+        if not requirements:
+            return
         for each in requirements:
             suiting = [account.pool for account in self._accounts.values() if account.pool.suits(each)]
             if not suiting:
@@ -172,6 +178,8 @@ class CapacityPools:
 
         Of whom `stands` is true is not served, though there may be enough, and nobody behind gets what that one needs.
         """
+        if not self._asking:
+            return None
         self._refill(now)
         blocked: set[str] = set()
         for asking in self._in_order(now):
@@ -214,11 +222,11 @@ class CapacityPools:
             self._holding.setdefault(key, {})[use.allocation_id] = use.pool
         return True
 
-    def release(self, key: str) -> bool:
-        """All that it holds is given back; False where it holds nothing."""
+    def release(self, key: str, *, unused: bool = False) -> bool:
+        """All that it holds is given back, of a budget only what is `unused`; False where it holds nothing."""
         held = self._holding.pop(key, None)
         for allocation_id, name in (held or {}).items():
-            self._accounts[name].give_back(allocation_id)
+            self._accounts[name].give_back(allocation_id, unused=unused)
         return held is not None
 
     def release_one(self, key: str, allocation_id: str) -> bool:
@@ -227,7 +235,7 @@ class CapacityPools:
         name = held.pop(allocation_id, None)
         if name is None:
             return False
-        self._accounts[name].give_back(allocation_id)
+        self._accounts[name].give_back(allocation_id, unused=False)
         if not held:
             del self._holding[key]
         return True
@@ -245,7 +253,7 @@ class CapacityPools:
     def holders(self, types: Collection[str]) -> list[str]:
         """The keys that hold some of these types, each once, whoever was first first."""
         accounts = [each for each in self._accounts.values() if each.pool.type in types]
-        return list(dict.fromkeys(key for account in accounts for key, _ in account.held.values()))
+        return list(dict.fromkeys(key for account in accounts for key, *_ in account.held.values()))
 
     def types_of(self, key: str) -> _Types:
         """What it asks for; nothing, where it does not ask."""
@@ -256,7 +264,7 @@ class CapacityPools:
         """The pools in their order."""
         self._refill(now)
         return [
-            PoolState(each.pool, _amount(each.free), tuple(dict.fromkeys(key for key, _ in each.held.values())))
+            PoolState(each.pool, _amount(each.free), tuple(dict.fromkeys(key for key, *_ in each.held.values())))
             for each in self._accounts.values()
         ]
 
@@ -317,7 +325,7 @@ def _units(amount: float) -> int:
 
 
 def _amount(units: int) -> float:
-    return units * LEAST_AMOUNT if units % 1_000_000 else float(units // 1_000_000)
+    return units / _units(1.0)  # the nearest float; a product with 0.000001 would not be that
 
 
 def _allocation(allocation_id: str, account: _Account, amount: float) -> Allocation:

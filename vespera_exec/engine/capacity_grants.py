@@ -94,10 +94,12 @@ class Grants:
     def first(self, now: float) -> tuple[int, Job] | None:
         """Who of them is next and can be served, behind its priority; or None."""
         while (key := self._pools.next(now)) is not None:
-            asking = self._jobs[key]
-            if asking.job.session.lifecycle.status is not ExecutionStatus.PAUSED:
+            if (asking := self._jobs.get(key)) is None:
+                self._serve(key, now)  # its turn has come since one of them was given what it asked for
+            elif asking.job.session.lifecycle.status is ExecutionStatus.PAUSED:
+                self.forget(asking.job)  # until it is asked for again
+            else:
                 return asking.priority, asking.job
-            self.forget(asking.job)  # until it is asked for again
         return None
 
     def take(self, job: Job, now: float) -> None:
@@ -120,7 +122,7 @@ class Grants:
         self._held.discard(job.key)
         self._pools.forget(job.key)
         if self._aside.pop(job.key, None) is not None:
-            self._pools.release(job.key)
+            self._pools.release(job.key, unused=True)
 
     def give_back(self, job: Job) -> None:
         """Nothing of it runs any more. Its log has said so."""
@@ -183,7 +185,7 @@ class Grants:
             del self._outsiders[key]
             if not kept:
                 self._pools.forget(key)
-                self._pools.release(key)
+                self._pools.release(key, unused=True)
             self._wake()
 
     def release(self, key: str, allocation_id: str) -> bool:
@@ -205,13 +207,7 @@ class Grants:
         while (asking := self._held.pop(now)) is not None:
             self._stand(asking)
         while (key := self._pools.next(now, stands=self._jobs.__contains__)) is not None:
-            allocations = self._pools.take(key, now) or ()
-            if (outsider := self._outsiders.get(key)) is not None:
-                outsider.allocations = allocations
-                outsider.served.set()
-            else:
-                self._aside[key] = allocations
-                self._stir()
+            self._serve(key, now)
 
     def tell(self, now: float) -> None:
         """Let the logs of those that have to wait say so: of the new ones, and of the first where it changed."""
@@ -249,6 +245,16 @@ class Grants:
         return [key for key in (*self._jobs, *self._offered) if key in self._pools]
 
     # inside
+
+    def _serve(self, key: str, now: float) -> None:
+        """Give one that needs no slot what it asks for."""
+        allocations = self._pools.take(key, now) or ()
+        if (outsider := self._outsiders.get(key)) is not None:
+            outsider.allocations = allocations
+            outsider.served.set()
+        else:
+            self._aside[key] = allocations
+            self._stir()
 
     def _stand(self, asking: _Asking) -> None:
         job = asking.job

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from vespera_exec.model.steps import PlanState, StepState
     from vespera_exec.store.store import Store
 
-_PAGE = 1000
+_PAGE = 250
+"""What is decoded before others in the loop get their turn."""
 
 
 class CheckpointReader:

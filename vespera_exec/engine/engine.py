@@ -49,6 +49,7 @@ _STARTABLE = (S.PENDING, S.RECOVERING, *AT_WORK)
 _BEGUN = 1_000_000
 _REMOVING_SECONDS = 2.0
 _ANNOUNCING_SECONDS = 0.5
+_OPENING_SECONDS = 2.0
 
 
 class Log(Sink, Protocol):
@@ -140,7 +141,7 @@ class Engine:
         self._queue: WaitingQueue[Job] = WaitingQueue()
         self._waiting: dict[str, Job] = {}
         """All that have no slot: in the queue, parked, or paused."""
-        self._parked: set[str] = set()
+        self._parked: dict[str, None] = {}
         """Those of them that wait for something, and whose PAUSED is that wait."""
         self._deadlines: WaitingQueue[Job] = WaitingQueue()
         """Those in the queue, or parked, whose role limits the wait; each until then."""
@@ -229,7 +230,7 @@ class Engine:
         job = self._waiting.get(session.session_id)
         if job is None or session.lifecycle.status is S.PAUSED:
             return
-        self._parked.discard(job.key)
+        self._parked.pop(job.key, None)
         if session.lifecycle.status.is_terminal:
             self._withdraw(job.key)
         else:
@@ -260,6 +261,29 @@ class Engine:
         execution = self._plans.get(execution_id)
         found = execution.job.coordinator if execution is not None else None
         return found if found is not None and found.is_open else None
+
+    def asking(self, group: str) -> dict[str, ExecutionSession]:
+        """The sessions of a group that wait for an answer, by their steps, in the order in which they began to."""
+        found: dict[str, ExecutionSession] = {}
+        for key in self._parked:
+            job = self._waiting[key]
+            step = job.task.record.step_id
+            if job.group == group and step is not None and job.session.lifecycle.open_inputs:
+                found[step] = job.session
+        return found
+
+    async def opened(self, execution_id: str) -> Coordinator | None:
+        """As `coordinator`, for which it waits a little where the plan has just begun, or been taken over."""
+        execution = self._plans.get(execution_id)
+        if execution is not None and execution.job.coordinator is not None:
+            with anyio.move_on_after(_OPENING_SECONDS):
+                await execution.job.coordinator.opened.wait()
+        return self.coordinator(execution_id)
+
+    def sessions_of(self, group: str) -> list[ExecutionSession]:
+        """The sessions of a group that wait, or are at work."""
+        at_work = (each.job for each in (*self._slots.values(), *self._elsewhere.values()))
+        return [job.session for job in (*self._waiting.values(), *at_work) if job.group == group]
 
     def run_of(self, task_id: str) -> Run | None:
         """The active run of a task, or None."""
@@ -317,7 +341,7 @@ class Engine:
     def _park(self, job: Job) -> None:
         """Until `unpark`, or for as long as it may wait, counted from when it was parked, also by an earlier owner."""
         self._waiting[job.key] = job
-        self._parked.add(job.key)
+        self._parked[job.key] = None
         since = job.session.lifecycle.paused_at
         if job.policy.wait_timeout_seconds and since is not None:
             waited = max(0.0, (self._clock.now() - since).total_seconds())
@@ -416,7 +440,7 @@ class Engine:
     def _leave(self, job: Job, group: TaskGroup) -> None:
         """It ended before its turn came, or is to end and nothing of it runs."""
         del self._waiting[job.key]
-        self._parked.discard(job.key)
+        self._parked.pop(job.key, None)
         self._queue.discard(job.key)
         self._claims.discard(job)
         self.grants.forget(job)

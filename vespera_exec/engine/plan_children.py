@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 S = ExecutionStatus
 
+HELD: Final = "Its plan is paused"
+"""The reason of a pause that ends with that of the plan; known by it after a restart, too."""
 QUEUED_SECONDS: Final = 0.5
 """That a child may wait for its turn before its step is said to."""
 _NOTES_KEPT: Final = 20
@@ -48,9 +50,17 @@ class StepHost(Protocol):
         ...
 
     async def ready(
-        self, step: PlanStep, role: str, inputs: Mapping[str, Json], *, task_id: str | None = None
+        self,
+        step: PlanStep,
+        role: str,
+        inputs: Mapping[str, Json],
+        *,
+        task_id: str | None = None,
+        after: str | None = None,
     ) -> ReadyStep:
         """`task_id`: of a child that an earlier owner has announced, and perhaps made.
+
+        `after`: the step's run that has failed before this one, whose approval still counts.
 
         Raises:
             VesperaError: why the role cannot do it: it is unknown, closed to the caller, or refuses the inputs.
@@ -59,6 +69,10 @@ class StepHost(Protocol):
 
     async def attempts(self, run_id: str) -> list[Lifecycle]:
         """The executions of a run, as they are stored; none where it was never made."""
+        ...
+
+    async def capacity_told(self) -> tuple[dict[str, str], set[str]]:
+        """What the plan's log tells of capacity: the allocations that steps were given, and those that came back."""
         ...
 
     async def output(self, execution_id: str) -> Json:
@@ -115,6 +129,11 @@ class Child:
         self.run.session.ledger.unlisten(self.heard)
 
     @property
+    def is_over(self) -> bool:
+        """Its end is decided, though perhaps not yet on disk: nothing of it runs, and nothing of it will."""
+        return self.run.done.is_set() or self.run.session.lifecycle.status.is_terminal
+
+    @property
     def percentage(self) -> float | None:
         return self.run.session.progress.percentage
 
@@ -123,6 +142,8 @@ class Child:
         life = self.run.session.lifecycle
         if asked := life.open_inputs:
             return "answer", f"Waiting for an answer: {', '.join(each.key for each in asked)}"
+        if life.status is S.PAUSED and life.status_message != HELD:
+            return "pause", life.status_message
         if life.status is not S.PENDING and not life.is_parked:
             return None, ""
         if self.wants_capacity:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from vespera_exec.engine.plan_children import HELD
 from vespera_exec.engine.plan_ends import PlanEnds
+from vespera_exec.errors import Conflict
 from vespera_exec.model.enums import ExecutionStatus, StepStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sized
 
     from vespera_exec.model.events import Json
-    from vespera_exec.model.inputs import Question
     from vespera_exec.model.ledger import CheckpointRecord
 
 S = ExecutionStatus
-
-HELD: Final = "Its plan is paused"
-"""The reason of a pause that ends with that of the plan; known by it after a restart, too."""
 
 
 class PlanControl(PlanEnds):
@@ -25,24 +23,27 @@ class PlanControl(PlanEnds):
 
     @property
     def is_open(self) -> bool:
-        """There is a board."""
-        return self._board is not None
+        """It knows where its steps stand, and may be asked and told."""
+        return self._is_open
+
+    @property
+    def under_way(self) -> tuple[str, ...]:
+        """The steps that have begun and not ended, and perhaps some more."""
+        return (*self._children, *self._deciding, *self._unmade)
 
     @property
     def is_paused(self) -> bool:
         """The whole is to stand still."""
         return self._paused
 
-    def open_inputs(self) -> dict[str, Question]:
-        """The questions that wait for an answer, by `<step>/<key>`."""
-        return {
-            f"{child.step}/{each.key}": each
-            for child in self._children.values()
-            for each in child.run.session.lifecycle.open_inputs
-        }
-
     def checkpoint(self, kind: str = "call", metadata: Mapping[str, Json] | None = None) -> CheckpointRecord:
-        """Mark where the plan stands, to go back to."""
+        """Mark where the plan stands, to go back to.
+
+        Raises:
+            Conflict: it is on its way back to another.
+        """
+        if self._restoring:
+            raise Conflict("The plan goes back to a checkpoint just now", hint="try again")
         return self.board.checkpoint(kind, metadata=metadata)
 
     def cancel_step(self, step_id: str, reason: str) -> bool:
@@ -50,11 +51,14 @@ class PlanControl(PlanEnds):
 
         Raises:
             NotFound: the plan has no such step.
+            Conflict: the plan goes back to a checkpoint, before or after which it may be tried.
         """
         state = self.board.step(step_id)
+        if self._restoring:
+            raise Conflict("the plan goes back to a checkpoint", hint="try again in a moment")
         if (child := self._children.get(step_id)) is not None:
             return child.run.session.request_cancellation(reason)
-        if state.status.is_terminal:
+        if state.status.is_terminal or step_id in self._doomed:
             return False
         self._deciding.discard(step_id)
         self._retrying.pop(step_id, None)
@@ -84,6 +88,12 @@ class PlanControl(PlanEnds):
     async def pause(self) -> None:
         self._paused = True
         self._engine.hold(self._session.session_id)
+        await self._children_stand()
+        while self._restoring:
+            await self._arrived.wait()
+            await self._children_stand()
+
+    async def _children_stand(self) -> None:
         for child in list(self._children.values()):
             while not child.run.done.is_set():
                 execution = self._engine.execution_of(child.run.session.session_id)
@@ -98,6 +108,11 @@ class PlanControl(PlanEnds):
 
     async def resume(self) -> None:
         self._paused = False
+        self._let_go()
+        self._engine.go_on(self._session.session_id)
+        self._rouse()
+
+    def _let_go(self) -> None:
         for child in self._children.values():
             session = child.run.session
             execution = self._engine.execution_of(session.session_id)
@@ -111,5 +126,3 @@ class PlanControl(PlanEnds):
                     continue
                 session.resume("Its plan goes on", queued=True)
             self._engine.unpark(session)
-        self._engine.go_on(self._session.session_id)
-        self._rouse()

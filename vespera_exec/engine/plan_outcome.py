@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 STEP_FAILED: Final = "STEP_FAILED"
 MOST_OUTPUTS: Final = 1000
 """Of steps that nothing depends on, where a plan has no template of its own."""
+MOST_OUTPUT_BYTES: Final = 512 * 1024
+"""Of those together."""
 _TOLD = 100
 _IN_CONTEXT = 20
 
@@ -28,9 +30,12 @@ def last_steps(plan: ExecutionPlan) -> list[str]:
 
 
 def outcome(
-    plan: ExecutionPlan, states: Mapping[str, StepState], output: Json, *, aborted: str | None = None
+    plan: ExecutionPlan, states: Mapping[str, StepState], output: Json, *, more: int = 0, aborted: str | None = None
 ) -> WorkResult:
-    """The result of a plan whose steps have all ended. `aborted` says why its end was decided before."""
+    """The result of a plan whose steps have all ended. `aborted` says why its end was decided before.
+
+    `more`: how many steps have returned something that is not in `output`.
+    """
     counts: dict[str, int] = {}
     failed: list[dict[str, Json]] = []
     skipped: list[dict[str, Json]] = []
@@ -51,6 +56,8 @@ def outcome(
         "failed": failed[:_TOLD],
         "skipped": skipped[:_TOLD],
     }
+    if more:
+        result["more"] = more
     if not stopped and aborted is None:
         return WorkResult(output=result)
     return WorkResult(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import random
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 
-from vespera_exec.errors import Conflict, InvalidInput
+from vespera_exec.errors import Conflict, ExecutionError, InvalidInput
 from vespera_exec.model.enums import RecoveryAction
-from vespera_exec.model.jsonable import exact_json
+from vespera_exec.model.jsonable import clean_text, exact_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
-    from vespera_exec.errors import ExecutionError
     from vespera_exec.model.events import Json
     from vespera_exec.model.plan import ExecutionPlan, PlanStep
     from vespera_exec.model.restoring import ExecutionState
@@ -28,6 +29,7 @@ ANY_ERROR: Final = "*"
 DECIDING_SECONDS: Final = 5.0
 """That one strategy may take to decide."""
 LONGEST_DELAY_SECONDS: Final = 86_400.0
+_LONGEST_MESSAGE: Final = 2000
 
 A = RecoveryAction
 _log = logging.getLogger(__name__)
@@ -45,7 +47,9 @@ class RecoveryContext:
     """Of this step in a row with the code of `error`, this one included; a success sets it back."""
     recoveries: int = 0
     """How often strategies have had this step run again so far."""
-    plan: ExecutionPlan
+    step: PlanStep
+    read_plan: Callable[[], ExecutionPlan] = field(repr=False)
+    """Gives `plan`."""
     read_state: Callable[[], ExecutionState] = field(repr=False)
     """Gives `state`; it costs as much as the plan is large."""
     resources: tuple[Mapping[str, Json], ...] = ()
@@ -56,9 +60,23 @@ class RecoveryContext:
         """The state of the whole plan, a copy of its own."""
         return self.read_state()
 
-    @property
-    def step(self) -> PlanStep:
-        return next(step for step in self.plan.steps if step.id == self.step_id)
+    @cached_property
+    def plan(self) -> ExecutionPlan:
+        """The whole plan, a copy of its own."""
+        return deepcopy(self.read_plan())
+
+    def copy(self) -> RecoveryContext:
+        """One that shares nothing with this that anybody could change."""
+        said = self.error
+        error = ExecutionError(
+            said.message,
+            code=said.failure_code,
+            task_id=said.task_id,
+            recoverable=said.recoverable,
+            context=deepcopy(said.context),
+            timestamp=said.timestamp,
+        )
+        return replace(self, error=error, step=deepcopy(self.step), resources=deepcopy(self.resources))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +138,8 @@ class Strategies:
     def __init__(self, strategies: Iterable[RecoveryStrategy] = (), *, seconds: float = DECIDING_SECONDS) -> None:
         self._seconds = seconds
         self._known: dict[str, RecoveryStrategy] = {}
+        self._codes: dict[str, frozenset[str]] = {}
+        """What each is for, as it said when it was added."""
         self._by_name_only: set[str] = set()
         for each in strategies:
             self.add(each)
@@ -144,12 +164,14 @@ class Strategies:
         if strategy.id in self._known:
             raise Conflict(f"there is a recovery strategy {strategy.id!r} already", hint="remove that one first")
         self._known[strategy.id] = strategy
+        self._codes[strategy.id] = frozenset(strategy.applicable_errors)
         if by_name_only:
             self._by_name_only.add(strategy.id)
 
     def remove(self, strategy_id: str) -> bool:
         """Ask it no more; False where there is none of this id."""
         self._by_name_only.discard(strategy_id)
+        self._codes.pop(strategy_id, None)
         return self._known.pop(strategy_id, None) is not None
 
     def __iter__(self) -> Iterator[RecoveryStrategy]:
@@ -164,9 +186,9 @@ class Strategies:
         """Those that are asked about `code`: `allowed` are ids, None means all that need not be named."""
         return [
             each
-            for each in self._known.values()
-            if (each.id not in self._by_name_only if allowed is None else each.id in allowed)
-            and (ANY_ERROR in each.applicable_errors or code in each.applicable_errors)
+            for name, each in self._known.items()
+            if (name not in self._by_name_only if allowed is None else name in allowed)
+            and not self._codes[name].isdisjoint((ANY_ERROR, code))
         ]
 
     async def decide(
@@ -177,27 +199,26 @@ class Strategies:
         A strategy that fails, takes longer than it may, or returns something else is logged and passed over.
         """
         for each in self.applying(context.error.failure_code, allowed):
-            if (result := await self._asked(each, context)) is None:
+            if (result := await self._asked(each, context.copy())) is None:
                 continue
             if result.success or result.action is A.ABORT:
                 return each.id, result
         return None
 
     async def _asked(self, strategy: RecoveryStrategy, context: RecoveryContext) -> RecoveryResult | None:
-        result: object = None
         # The boundary to somebody else's code: its fault must not be the plan's.
         try:
-            with anyio.move_on_after(self._seconds) as scope:
-                result = await strategy.execute(context)
-        except Exception:  # noqa: BLE001
+            with anyio.move_on_after(self._seconds):
+                result: object = await _alone(strategy.execute(context))
+                problem = _problem(result)
+                if isinstance(result, RecoveryResult) and problem is None:
+                    return result
+                _log.error("The recovery strategy %s %s", strategy.id, problem)
+                return None
+        except (Exception, SystemExit):  # noqa: BLE001
             _log.exception("The recovery strategy %s failed", strategy.id)
             return None
-        if scope.cancelled_caught:
-            _log.error("The recovery strategy %s took longer than %g s", strategy.id, self._seconds)
-        elif (problem := _problem(result)) is not None:
-            _log.error("The recovery strategy %s %s", strategy.id, problem)
-        elif isinstance(result, RecoveryResult):
-            return result
+        _log.error("The recovery strategy %s took longer than %g s", strategy.id, self._seconds)
         return None
 
 
@@ -225,7 +246,8 @@ async def decided(
         error=error,
         failures=state.failures_with(error.failure_code),
         recoveries=state.recoveries,
-        plan=plan,
+        step=step,
+        read_plan=lambda: plan,
         read_state=read_state,
         resources=resources,
     )
@@ -257,19 +279,36 @@ def possible(
     return Decision(
         strategy_id=strategy_id,
         action=result.action,
-        message=result.message or f"{strategy_id}: {result.action.value}",
+        message=clean_text(result.message[:_LONGEST_MESSAGE]) or f"{strategy_id}: {result.action.value}",
         delay_seconds=min(result.delay_seconds, LONGEST_DELAY_SECONDS),
         checkpoint_id=result.checkpoint_id,
         variables=None if result.new_state is None else exact_json(result.new_state.variables, "the variables"),
     )
 
 
+async def _alone(answer: Awaitable[object]) -> object:
+    """What it gives. A cancellation that comes from within is a fault like any other, and not one of the plan.
+
+    Raises:
+        ExecutionError: it was cancelled, and not by us.
+    """
+    try:
+        return await answer
+    except asyncio.CancelledError as error:
+        if anyio.current_effective_deadline() == -math.inf:
+            raise
+        raise ExecutionError("it was cancelled from within") from error
+
+
 def _problem(result: object) -> str | None:
     """What is wrong with what a strategy has returned."""
     if not isinstance(result, RecoveryResult):
         return f"returned {type(result).__name__}, not a RecoveryResult"
-    if result.action not in set(RecoveryAction):
+    said: dict[str, object] = {each.name: getattr(result, each.name) for each in fields(result)}
+    if not isinstance(said["action"], RecoveryAction):
         return f"asks for {result.action!r}, which is no action"
+    if not isinstance(said["message"], str) or not isinstance(said["checkpoint_id"], str | None):
+        return "returned a message, or a checkpoint_id, that is no text"
     if not math.isfinite(result.delay_seconds) or result.delay_seconds < 0:
         return f"asks for a delay of {result.delay_seconds} s"
     if result.new_state is not None:

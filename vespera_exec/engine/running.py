@@ -362,13 +362,13 @@ class RunningExecution:
         if self._ended:
             return
         self._pauses.close()
-        with anyio.move_on_after(CANCEL_SECONDS):
+        grace = self.job.policy.grace_seconds
+        with anyio.move_on_after(max(CANCEL_SECONDS, grace + 1)):
             await self._before_ladder()
             if self._timed_out:
                 token.cancel(f"Timeout after {self.job.policy.timeout_seconds:g} seconds of work")
             elif self._put_back is not None:
                 token.cancel(f"It goes back to checkpoint {self._put_back.checkpoint_id}")
-            grace = self.job.policy.grace_seconds
             self._refuse_launches()
             self._rung = await self._launcher.cancel(grace) or "token"
             with anyio.move_on_after(grace):

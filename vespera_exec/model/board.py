@@ -52,14 +52,14 @@ class PlanBoard:
         self._state = Part(PlanState(execution_id=execution))
         first = StepState(execution_id=execution, step_id="", position=0)
         self._steps = {
-            step.id: Part(_copy(first, step_id=step.id, position=position))
-            for position, step in enumerate(plan.steps)
+            step.id: Part(_copy(first, step_id=step.id, position=position)) for position, step in enumerate(plan.steps)
         }
         self.states: Mapping[str, StepState] = _States(self._steps)
         """Of every step, in the order of the plan, as they stand when they are looked at."""
         self._shares = _shares(plan)
         self._whole = sum(self._shares.values())
         self._done = Cell(0)
+        self._last_checkpoint: Cell[str | None] = Cell(None)
         self._counts = {status: Cell(0) for status in StepStatus}
         self._counts[StepStatus.PENDING].value = len(self._steps)
 
@@ -85,6 +85,11 @@ class PlanBoard:
     @property
     def state(self) -> PlanState:
         return self._state.value
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        """The newest; None where none has been made since the board was opened, or restored."""
+        return self._last_checkpoint.value
 
     def step(self, step_id: str) -> StepState:
         return self._part(step_id).value
@@ -138,6 +143,22 @@ class PlanBoard:
             if variables != self._state.value.variables:
                 self._change_variables(variables, None, {})
 
+    def going_back(self, checkpoint_id: str, *, variables: Mapping[str, Json], keeps_recoveries: bool) -> None:
+        """Announce a `reset`, before anything is ended for it: where the owner dies first, the next one does it.
+
+        Raises:
+            InvalidInput: the variables are not JSON.
+        """
+        back: dict[str, Json] = {"checkpoint_id": checkpoint_id, "keeps_recoveries": keeps_recoveries}
+        back["variables"] = exact_json(variables, "the variables")
+        self._change_variables(self._state.value.variables, None, {"restoring": back})
+
+    def go_back(self, states: Mapping[str, StepState]) -> None:
+        """A part of a `reset` that was announced: these steps stand where `states` say, the others where they stood."""
+        with self._ledger:
+            for step_id, state in states.items():
+                self._put(step_id, state)
+
     def reset(self, states: Mapping[str, StepState], variables: Mapping[str, Json], *, checkpoint_id: str) -> None:
         """Go back to what a checkpoint holds; steps that are not in `states` become PENDING, as if never begun."""
         with self._ledger:
@@ -156,7 +177,9 @@ class PlanBoard:
         """
         with self._ledger:
             completed = self._counts[StepStatus.COMPLETED].value
-            return self.session.mark_checkpoint(kind, metadata=metadata, step=step, completed_steps=completed)
+            made = self.session.mark_checkpoint(kind, metadata=metadata, step=step, completed_steps=completed)
+            self._ledger.put(self._last_checkpoint, made.checkpoint_id)
+            return made
 
     # one step
 
@@ -229,20 +252,24 @@ class PlanBoard:
         session_id: str | None = None,
         final: bool = True,
         continues: bool = False,
+        ends_plan: bool = False,
         not_before: datetime | None = None,
         is_fallback: bool | None = None,
         recoveries: int | None = None,
     ) -> None:
         """A run of it has failed, or could not begin. Of `error` the "code" and the "message" are kept.
 
-        `final`: to FAILED, and `continues` lets on what depends on it. Else back to PENDING, to be tried again from
-        `not_before` on, by the fallback where `is_fallback`; `recoveries` counts those that a strategy asked for.
+        `final`: to FAILED; `continues` lets on what depends on it, `ends_plan` keeps the rest of the plan from going
+        on. Else back to PENDING, to be tried again from `not_before` on, by the fallback where `is_fallback`;
+        `recoveries` counts those that a strategy asked for.
         """
         message = _cut(str(error.get("message") or ""))
         kept: dict[str, Json] = {"code": str(error.get("code") or ExecutionError.code), "message": message}
         told: dict[str, Json] = {"error": kept, "session_id": session_id, "final": final}
         if continues:
             told["continues"] = True
+        if ends_plan:
+            told["ends_plan"] = True
         if not_before is not None:
             told["not_before"] = iso(not_before)
         if is_fallback is not None:
@@ -311,10 +338,10 @@ class PlanBoard:
     def _put(self, step_id: str, wanted: StepState) -> bool:
         """Make the step stand where `wanted` says; whether that needed an event."""
         now = self._steps[step_id].value
-        kept = _copy(wanted, execution_id=now.execution_id, step_id=step_id, position=now.position)
-        if _copy(kept, sequence=now.sequence) == now:
+        ids: dict[str, Json] = {"execution_id": now.execution_id, "step_id": step_id, "position": now.position}
+        if _copy(wanted, **ids, sequence=now.sequence) == now:
             return False
-        self._record(step_id, EventType.STEP_RESET, {"state": kept.to_dict()}, "")
+        self._record(step_id, EventType.STEP_RESET, {"state": wanted.to_dict() | ids}, "")
         return True
 
     def _change_variables(

@@ -71,7 +71,14 @@ class _Check:
         self._edges(steps)
         if self._problems:
             raise InvalidPlan(self._shown())
-        return replace(self._plan, id=self._plan.id or new_id(), steps=steps, variables=variables, output=output)
+        return replace(
+            self._plan,
+            id=self._plan.id or new_id(),
+            name=self._plan.name.strip(),
+            steps=steps,
+            variables=variables,
+            output=output,
+        )
 
     def _say(self, what: str) -> None:
         self._problems.append((self._step, clean_text(what)))
@@ -125,6 +132,7 @@ class _Check:
         depends_on = tuple(dict.fromkeys((*step.depends_on, *implied)))
         return replace(
             step,
+            title=str(step.title).strip(),
             depends_on=depends_on,
             inputs=inputs,
             fallback=fallback,

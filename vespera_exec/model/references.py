@@ -44,7 +44,7 @@ _BODY: Final = re.compile(
 _PART: Final = re.compile(r"\.([\w-]+)|\[([0-9]+)\]")
 _FORMS: Final = (
     "a reference is ${steps.ID.output}, ${steps.ID.status}, ${steps.ID.error.code}, ${steps.ID.error.message} "
-    "or ${variables.NAME}, then .name or [0], then ? where null will do"
+    "or ${variables.NAME}, then .name or [0], then ? where null will do; the text ${ itself is written $${"
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vespera_exec.errors import InvalidInput
@@ -11,6 +11,7 @@ from vespera_exec.model.enums import EventType, StepStatus
 from vespera_exec.model.jsonable import exact_json
 from vespera_exec.model.rows import iso
 from vespera_exec.model.steps import PlanState, StepState
+from vespera_exec.model.values import copier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from vespera_exec.model.progress import Progress
 
 SCHEMA_VERSION = 1
+_PENDING = StepState(execution_id="", step_id="", position=0)
+_copy = copier(StepState)
 _UNDER_WAY = frozenset({StepStatus.RUNNING, StepStatus.WAITING})
 
 
@@ -106,11 +109,18 @@ class BoardReplay:
     def __init__(self, plan: ExecutionPlan, execution_id: str) -> None:
         self.state = PlanState(execution_id=execution_id)
         self.states = {
-            step.id: StepState(execution_id=execution_id, step_id=step.id, position=position)
+            step.id: _copy(_PENDING, execution_id=execution_id, step_id=step.id, position=position)
             for position, step in enumerate(plan.steps)
         }
-        self.allocations: dict[str, Json] = {}
-        """What the plan's steps hold, by allocation id."""
+        self._held: dict[str, dict[str, Json]] = {}
+        """By step what it was given, by allocation id."""
+
+    @property
+    def allocations(self) -> dict[str, Json]:
+        """What the plan's steps hold, by allocation id. One that does not run holds nothing, though its owner, which
+        would have said so, has died."""
+        running = (held for step, held in self._held.items() if self.states[step].status is StepStatus.RUNNING)
+        return {allocation_id: each for held in running for allocation_id, each in held.items()}
 
     def feed(self, events: Iterable[ExecutionEvent]) -> None:
         for event in events:
@@ -120,18 +130,21 @@ class BoardReplay:
                 case EventType.VARIABLES_CHANGED:
                     self.state = self.state.evolve(event)
                 case EventType.RESOURCE_ALLOCATED | EventType.RESOURCE_RELEASED:
-                    self._held(event)
+                    self._hold(event)
                 case _ if (step := self.states.get(event.step_id or "")) is not None:
                     self.states[step.step_id] = step.evolve(event)
                 case _:
                     pass
 
-    def _held(self, event: ExecutionEvent) -> None:
-        for each in event.details.get("allocations") or ():
-            if event.event_type is EventType.RESOURCE_ALLOCATED:
-                self.allocations[each["allocation_id"]] = each
-            else:
-                self.allocations.pop(each["allocation_id"], None)
+    def _hold(self, event: ExecutionEvent) -> None:
+        if event.step_id not in self.states:
+            return
+        told = {each["allocation_id"]: each for each in event.details.get("allocations") or ()}
+        if event.event_type is EventType.RESOURCE_ALLOCATED:
+            self._held[event.step_id] = told  # a run is given all that it needs at once
+        else:
+            held = self._held.get(event.step_id, {})
+            self._held[event.step_id] = {name: each for name, each in held.items() if name not in told}
 
 
 def states_at(
@@ -160,8 +173,9 @@ def _put_back(state: StepState, now: StepState | None, keeps_recoveries: bool) -
     attempt = max(state.attempt, now.attempt) if now is not None else state.attempt
     recoveries = max(state.recoveries, now.recoveries) if now is not None and keeps_recoveries else state.recoveries
     if state.status is StepStatus.COMPLETED or (state.status is StepStatus.SKIPPED and state.continues):
-        return replace(state, attempt=attempt)
-    return StepState(
+        return state if attempt == state.attempt else _copy(state, attempt=attempt)
+    return _copy(
+        _PENDING,
         execution_id=state.execution_id,
         step_id=state.step_id,
         position=state.position,

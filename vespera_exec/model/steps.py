@@ -44,7 +44,8 @@ class StepState:
     percentage: float | None = None
     message: str = ""
     waiting_for: str | None = None
-    """"answer", "capacity", "slot" or "worker", while WAITING; "backoff" while PENDING and to be tried again."""
+    """"answer", "capacity", "slot", "worker" or "pause" (of it alone), while WAITING; "backoff", also while PENDING and to
+    be tried again."""
     not_before: datetime | None = None
     error: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
     """`{"code", "message"}` of the last failure, also of one that was followed by another run."""
@@ -54,6 +55,8 @@ class StepState:
     """Why it was skipped or cancelled."""
     continues: bool = False
     """FAILED or SKIPPED, and what depends on it runs all the same."""
+    ends_plan: bool = False
+    """FAILED, and the rest of the plan does not go on."""
     result_of: str | None = None
     """The execution whose result is this step's output."""
     cached: bool = False
@@ -143,7 +146,8 @@ class StepState:
         }
         if told.get("final", True):
             ended = {"status": StepStatus.FAILED, "ended_at": event.timestamp}
-            return _copy(self, **common, **ended, continues=told.get("continues", False))
+            ended |= {name: told.get(name, False) for name in ("continues", "ends_plan")}
+            return _copy(self, **common, **ended)
         not_before = stamp(told["not_before"]) if told.get("not_before") else None
         return _copy(
             self,
@@ -180,6 +184,7 @@ class StepState:
             "failures": self.failures,
             "reason": self.reason,
             "continues": self.continues,
+            "ends_plan": self.ends_plan,
             "result_of": self.result_of,
             "cached": self.cached,
             "sequence": self.sequence,
@@ -204,6 +209,9 @@ class PlanState:
     restores: int = 0
     restored_from: str | None = None
     """The checkpoint that it began or was last put back to."""
+    restoring: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
+    """While it is on its way back to a checkpoint: `checkpoint_id`, the `variables` that it will have, and whether
+    it `keeps_recoveries`. Else empty."""
     sequence: int = 0
 
     def evolve(self, event: ExecutionEvent) -> PlanState:
@@ -220,6 +228,7 @@ class PlanState:
             variables=told["variables"],
             restores=self.restores + (1 if restored else 0),
             restored_from=restored or self.restored_from,
+            restoring=told.get("restoring") or ({} if restored else self.restoring),
             sequence=event.sequence,
         )
 
@@ -232,6 +241,7 @@ class PlanState:
             "variables": dict(self.variables),
             "restores": self.restores,
             "restored_from": self.restored_from,
+            "restoring": dict(self.restoring),
             "sequence": self.sequence,
         }
 

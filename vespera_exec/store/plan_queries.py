@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vespera_exec.model.enums import StepStatus
+from vespera_exec.model.enums import EventType, StepStatus
 from vespera_exec.model.ledger import CheckpointRecord
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.record import TaskRecord
@@ -136,6 +136,14 @@ class PlanQueries(Reader):
             execution_id, after, up_to, limit,
         )  # fmt: skip
         return [each.event() for each in self._stored(rows)]
+
+    async def capacity_of_steps(self, execution_id: str) -> list[ExecutionEvent]:
+        """What the log of a plan tells of the capacity that its steps were given and gave back, in order."""
+        rows = await self._rows(
+            f"{EVENTS} WHERE e.stream = {_STREAM} AND e.type IN (?, ?) ORDER BY e.sequence",
+            execution_id, EventType.RESOURCE_ALLOCATED.value, EventType.RESOURCE_RELEASED.value,
+        )  # fmt: skip
+        return [event for event in (each.event() for each in self._stored(rows)) if event.step_id is not None]
 
     # the rest
 

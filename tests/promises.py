@@ -248,6 +248,7 @@ PROMISES: dict[str, Promise] = {
             "app/test_capacity.py::test_failure_cancel_and_timeout_give_it_back_too",
             "app/test_capacity.py::test_a_worker_gets_only_what_there_is_capacity_for",
             "app/test_capacity.py::test_after_a_kill_the_next_owner_has_all_of_it_and_whoever_waited_gets_it",
+            "app/test_capacity_histories.py::test_no_log_ever_shows_more_in_use_than_there_is_and_all_comes_back",
             "engine/test_capacity_pools.py::test_never_more_than_there_is_never_a_part_and_all_of_it_comes_back",
             "engine/test_capacity_pools.py::test_a_stream_of_higher_priorities_starves_nobody",
         ),
@@ -564,8 +565,8 @@ PROMISES: dict[str, Promise] = {
         mutants=(
             Mutant(
                 file="vespera_exec/app/tasks.py",
-                right="        if (task := self._known.get(any_id)) and caller.sees(task.record.principal):\n",
-                wrong="        if task := self._known.get(any_id):\n",
+                right="(task := self._known.get(any_id)) and caller.sees(task.record.principal) and _is_whole(task):\n",
+                wrong="(task := self._known.get(any_id)) and _is_whole(task):\n",
                 caught_by="server/test_isolation.py::test_no_route_tells_a_strangers_task_from_one_that_does_not_exist",
             ),
             Mutant(

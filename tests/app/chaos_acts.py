@@ -158,7 +158,7 @@ async def perform(vespera: Vespera, task_id: str, act: Mapping[str, Any]) -> Jso
                 return {"ok": False}
             chosen = known[int(act["which"] * len(known))]
             restored = await vespera.checkpoints.restore(ME, chosen.checkpoint_id)
-            return {"ok": True, "session": restored.session_id, "in_place": restored.in_place}
+            return {"ok": True, "session": restored.session_id, "checkpoint": restored.checkpoint_id}
         case other:
             raise ValueError(other)
     return {"ok": told.success, "session": told.session_id, "status": told.status}

@@ -34,6 +34,7 @@ _WITH_THE_END = {
     each for each in EventType if each.value.startswith("execution_") and each is not E.EXECUTION_CREATED
 } | {E.ERROR, E.WARNING, E.INFO}
 """Written in the decision that ends an execution."""
+_WENT_BACK = E.VARIABLES_CHANGED
 _OF_STEPS = {E.STEP_STARTED, E.STEP_PROGRESS, E.STEP_WAITING, E.STEP_FAILED, *_ENDS}
 
 
@@ -123,7 +124,7 @@ def _check_end(execution: Execution) -> None:
 
 
 def _check_capacity(vespera: Vespera, found: Seen) -> None:
-    """Never exceeded, in the order of the log; all of it back."""
+    """Never exceeded, in the order of the log; all of it back, and told so once by the step and once by its plan."""
     events = [event for execution in found.executions.values() for event in execution.events if event.step_id is None]
     given: dict[str, tuple[str, float]] = {}
     held = dict.fromkeys(POOLS, 0.0)
@@ -138,6 +139,12 @@ def _check_capacity(vespera: Vespera, found: Seen) -> None:
                 pool, amount = given.pop(each["allocation_id"])
                 held[pool] -= amount
     assert not given
+    told: dict[tuple[str, str], list[EventType]] = defaultdict(list)
+    for event in (event for execution in found.executions.values() for event in execution.events):
+        if event.event_type in (E.RESOURCE_ALLOCATED, E.RESOURCE_RELEASED):
+            for each in event.details["allocations"]:
+                told[event.stream, each["allocation_id"]].append(event.event_type)
+    assert all(kinds == [E.RESOURCE_ALLOCATED, E.RESOURCE_RELEASED] for kinds in told.values())
     for pool in vespera.capacity.view(ME).pools:
         assert (pool.available, pool.holders) == (POOLS[pool.id], [])
 
@@ -279,6 +286,9 @@ async def _check_acknowledged(vespera: Vespera, found: Seen, told: list[Json]) -
         if each["did"]["do"] == "checkpoint":
             queries = vespera._store.queries  # pyright: ignore[reportPrivateUsage]
             assert await queries.checkpoint(each["checkpoint"]) is not None
+        if each["did"]["do"] == "restore":
+            changes = [event for event in found.executions[each["session"]].events if event.event_type is _WENT_BACK]
+            assert each["checkpoint"] in [event.details.get("restored_from") for event in changes], each
 
 
 def _check_paused(told: list[Json]) -> None:

@@ -113,4 +113,4 @@ def death(chance: Random) -> Json:
         "leaves": chance.uniform(0.0, 1.2),
         "opening": chance.uniform(0.3, 0.9),
     }
-    return {"how": how, "append": chance.randint(1, 150), "seconds": seconds.get(how, 3.0)}
+    return {"how": how, "append": chance.randint(1, 150), "seconds": seconds.get(how, 1.5)}

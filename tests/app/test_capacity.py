@@ -331,6 +331,28 @@ async def test_what_was_set_aside_for_a_worker_that_went_away_is_free_again(
         await over(vespera, behind)
 
 
+async def test_what_stands_aside_for_a_worker_that_does_not_come_again_goes_to_the_next(
+    opening: Opening, define: Defining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vespera_exec.engine.capacity_grants.CLAIM_SECONDS", 0.5)
+    define("review", "capacity: {gpu: 1}")
+    async with opening(capacity="gpu=1") as vespera:
+        bench = Bench(vespera)
+        first = await started(vespera, "bench", capacity=GPU)
+        await became(vespera, first, "running")
+        passed = await started(vespera)
+        assert not (await vespera.workers.claim(ANN, Claim(wait_ms=0))).claimed
+        bench.go.set()
+        await over(vespera, first)
+        await until(lambda: vespera._engine.grants.states()[0].holders == (passed.session_id,))  # pyright: ignore[reportPrivateUsage]
+        behind = await started(vespera, "bench", capacity=GPU)
+        assert about_capacity(await over(vespera, behind)) == [
+            "resource_waiting",
+            "resource_allocated",
+            "resource_released",
+        ]
+
+
 # outside of executions
 
 

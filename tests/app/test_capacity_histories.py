@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vespera_exec.app.views import Handle
 
 POOLS = {"gpu": 2.0, "cpu": 1.0}
-ASKED = ({"gpu": 1.0}, {"gpu": 2.0}, {"cpu": 0.3}, {"cpu": 0.7, "gpu": 1.0}, {})
+ASKED: tuple[dict[str, float], ...] = ({"gpu": 1.0}, {"gpu": 2.0}, {"cpu": 0.3}, {"cpu": 0.7, "gpu": 1.0}, {})
 ACTS = ("start",) * 6 + ("ask",) * 2 + ("worker",) * 2 + (
     "claim", "outsider", "pause", "resume", "cancel", "answer", "back", "requeue", "pass"
 )  # fmt: skip

@@ -128,9 +128,10 @@ async def test_what_a_step_held_when_its_owner_went_comes_back_in_the_log_of_its
 
 
 async def test_what_a_step_held_when_its_plan_went_back_comes_back_in_the_log_of_the_plan(opening: Opening) -> None:
-    waits = [True, False]
+    waits, began = [True, False], anyio.Event()
 
     async def train(context: Context) -> str:
+        began.set()
         if waits.pop(0):
             await anyio.sleep_forever()
         return "trained"
@@ -139,6 +140,7 @@ async def test_what_a_step_held_when_its_plan_went_back_comes_back_in_the_log_of
         vespera.roles.add(Role.from_callable(train, name="train", in_loop=True, grace_seconds=0.05))
         handle = await started(vespera, {"id": "a", "role": "train", "capacity": {"gpu": 1}})
         await heard(vespera, handle, "resource_allocated", "a")
+        await began.wait()
         made = await vespera.checkpoints.create(ME, handle.task_id)
         await vespera.checkpoints.restore(ME, made.checkpoint_id)
         assert (await ended(vespera, handle)).status == "completed"

@@ -33,7 +33,7 @@ Json = dict[str, Any]
 @pytest.mark.promise("plans")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_however_often_the_owner_is_killed_each_step_is_done_once_and_in_its_turn(tmp_path: Path, seed: int) -> None:
-    killed_again_and_again(tmp_path, Random(seed), kills=3, plans=3)
+    killed_again_and_again(tmp_path, Random(seed), kills=2, plans=3)
 
 
 @pytest.mark.promise("plans")
@@ -63,7 +63,7 @@ def daemons_killed(place: Path, chance: Random, *, kills: int) -> None:
     try:
         for _ in range(kills):
             with daemons.serving() as http:
-                told += anyio.run(perform_all, http, given, acts(chance, given, 6), chance)
+                told += anyio.run(perform_all, http, given, acts(chance, given, 5), chance)
             assert eventually_none_is_left(place), "processes of a killed daemon's steps live on"
     finally:
         daemons.close()

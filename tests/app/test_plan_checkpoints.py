@@ -277,6 +277,22 @@ async def test_what_refers_to_an_output_that_is_no_longer_kept_fails_and_does_no
     assert result.error["code"] == "OUTPUT_REMOVED"
 
 
+async def test_the_task_of_a_step_is_executed_by_its_plan_alone(vespera: Vespera, shop: Workshop) -> None:
+    shop.hold("s1")
+    handle = await shop.start(FOUR[:1])
+    await shop.began("s1")
+    (step,) = (await vespera.list_steps(ME, handle.task_id)).steps
+    assert step.task_id is not None
+    made = await vespera.checkpoints.create(ME, step.task_id)
+    shop.let("s1")
+    await ended(vespera, handle)
+    with pytest.raises(Conflict, match="step s1 of a plan"):
+        await vespera.execute_task(ME, Execute(task_id=step.task_id))
+    with pytest.raises(Conflict, match="step s1 of a plan"):
+        await vespera.checkpoints.restore(ME, made.checkpoint_id)
+    assert shop.did == ["s1"]
+
+
 async def test_periodic_checkpoints_are_made_while_something_changes_and_end_with_the_run(
     vespera: Vespera, shop: Workshop
 ) -> None:

@@ -16,6 +16,7 @@ from vespera_exec.app.plan_views import CheckPlan, ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.steps import Steps
 from vespera_exec.app.views import InputAnswer
+from vespera_exec.engine import plans
 from vespera_exec.engine.plans import Coordinator
 from vespera_exec.errors import ExecutionError, InvalidPlan
 
@@ -54,7 +55,7 @@ async def fill(task: TaskLike) -> str:
 
 
 ROLES = (
-    Role.from_callable(nap, in_loop=True),
+    Role.from_callable(nap, in_loop=True, grace_seconds=0.2),
     Role.from_callable(stubborn, in_loop=True),
     Role.from_callable(boom, in_loop=True),
     Role.from_callable(fill, in_loop=True),
@@ -177,13 +178,34 @@ async def test_a_cancel_is_heeded_while_a_step_is_made_for_the_second_time(
         assert (await ended(vespera, handle)).status == "cancelled"
 
 
+async def test_a_pause_that_comes_while_the_plan_goes_back_takes_effect_there(vespera: Vespera) -> None:
+    handle = await started(vespera, step("a", "stubborn", inputs={"seconds": 0.6}), step("b", "nap", "a"))
+    place = await vespera.checkpoints.create(ME, handle.task_id)
+    await until(lambda: calls == ["a"])
+    async with anyio.create_task_group() as group:
+        group.start_soon(vespera.checkpoints.restore, ME, place.checkpoint_id)
+
+        async def goes_back() -> bool:
+            return (await vespera.get_status(ME, handle.task_id)).status == "recovering"
+
+        await until(goes_back)
+        assert (await vespera.pause(ME, handle.task_id)).status == "paused"
+    assert await standing(vespera, handle) == {"a": "pending", "b": "pending"}
+    assert (await vespera.resume(ME, handle.task_id)).success
+    assert (await ended(vespera, handle)).status == "completed"
+    assert calls == ["a", "a", "b"]
+
+
 # what is returned
 
 
-async def test_outputs_beyond_a_thousand_are_counted(vespera: Vespera) -> None:
-    handle = await started(vespera, *(step(f"s{n}") for n in range(1003)), step_checkpoints=False)
-    result = (await ended(vespera, handle, within=60)).result
-    assert (len(result["output"]), result["more"]) == (1000, 3)
+async def test_outputs_beyond_the_most_that_are_given_are_counted(
+    vespera: Vespera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "MOST_OUTPUTS", 10)
+    handle = await started(vespera, *(step(f"s{n}") for n in range(13)))
+    result = (await ended(vespera, handle)).result
+    assert (list(result["output"]), result["more"]) == ([f"s{n}" for n in range(10)], 3)
 
 
 async def test_outputs_that_are_too_large_together_are_left_out_and_counted(vespera: Vespera) -> None:
@@ -277,6 +299,25 @@ async def test_a_plan_that_was_to_end_with_a_failure_does_so_under_the_next_owne
         assert (result.status, (result.error or {})["message"]) == ("failed", "Step bad failed: BROKEN: it broke")
         assert await standing(vespera, handle) == {"bad": "failed", "long": "cancelled", "next": "cancelled"}
     assert calls == []
+
+
+async def test_a_fault_while_a_plan_is_taken_over_leaves_none_of_its_steps_at_work(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opening() as first:
+        argv = ["sleep", "60"]
+        handle = await started(first, step("a", "command", inputs={"argv": argv}, on_interrupt="resume"))
+        await heard(first, handle, "step_started", "a")
+        child = (await first.list_steps(ME, handle.task_id)).steps[0].task_id or ""
+
+    async def fail(_: Coordinator) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(Coordinator, "_find_children", fail)
+    async with opening() as vespera:
+        assert (await ended(vespera, handle)).status == "failed"
+        assert (await vespera.get_status(ME, child)).done
+        assert await standing(vespera, handle) == {"a": "cancelled"}
 
 
 async def test_the_steps_of_a_plan_in_a_copied_directory_end_with_it_and_before(

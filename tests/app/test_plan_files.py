@@ -340,9 +340,9 @@ def test_hostile_files_are_refused_at_once(tmp_path: Path) -> None:
 
 def test_ten_thousand_steps_are_read_in_seconds() -> None:
     steps = [step(f"s{at}", inputs={"x": f"${{steps.s{at - 1}.output}}"} if at else {}) for at in range(10_000)]
-    began = time.monotonic()
+    began = time.process_time()
     made = parse_plan(plan(*steps))
-    assert time.monotonic() - began < 4
+    assert time.process_time() - began < 4
     assert made.steps[-1].depends_on == ("s9998",)
 
 

@@ -176,8 +176,9 @@ def test_two_plans_share_a_pool_by_priority_and_a_killed_daemon_holds_nothing(fr
     until(lambda: fresh.json("capacity")["waiting_total"] == 3, "three steps of two plans wait")
     assert {each["waiting_for"] for each in fresh.json("steps", two)["steps"]} == {"capacity"}
     (fresh.cwd / "go").touch()
-    until(lambda: fresh.status(one) == fresh.status(two) == "completed", "both plans are done")
+    until(lambda: len(noted(fresh, "sat")) == 4, "all have had their seats")
     assert noted(fresh, "sat") == ["held", "high", "mid", "low"]
+    until(lambda: fresh.status(one) == fresh.status(two) == "completed", "both plans are done")
 
     (fresh.cwd / "go").unlink()
     (fresh.cwd / "sat").unlink()

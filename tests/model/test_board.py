@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -307,6 +308,16 @@ def test_a_checkpoint_marks_its_own_place_in_the_log() -> None:
     assert (event.event_type, event.details["checkpoint_id"]) == (EventType.CHECKPOINT_CREATED, record.checkpoint_id)
     assert "state" not in event.details
     assert board.session.lifecycle.checkpoint is None
+
+
+def test_what_stands_as_it_stood_there_is_not_reset() -> None:
+    board, log = board_of(1, 1)
+    board.started("s0", role="r", attempt=1)
+    board.completed("s0", result_of="x")
+    elsewhere = {step: replace(state, execution_id="e0", sequence=99) for step, state in board.states.items()}
+    count = len(log.of("e1"))
+    board.reset(elsewhere, board.state.variables, checkpoint_id="c1")
+    assert [event.event_type for event in log.of("e1")[count:]] == [EventType.VARIABLES_CHANGED]
 
 
 def test_reset_goes_back_and_steps_that_are_not_named_begin_anew() -> None:

@@ -152,6 +152,16 @@ def test_what_was_skipped_for_want_of_a_failed_step_is_pending_again() -> None:
     assert [found[each].status for each in IDS] == [S.PENDING, S.PENDING, S.SKIPPED]
 
 
+def test_what_stays_completed_keeps_the_number_of_its_latest_run() -> None:
+    history = History()
+    history.do("start", "a", 0)
+    history.do("complete", "a", 0)
+    then = dict(history.board.states)
+    later = {"a": replace(then["a"], attempt=3)}
+    assert put_back(then, later)["a"] == replace(then["a"], attempt=3)
+    assert put_back(then)["a"] == then["a"]
+
+
 def test_a_restore_by_a_strategy_keeps_count_and_one_by_a_person_begins_anew() -> None:
     history = History()
     then = dict(history.board.states)

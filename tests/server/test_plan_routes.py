@@ -277,11 +277,15 @@ async def test_the_task_of_a_step_or_a_plan_is_executed_by_nothing_but_its_plan(
 
 async def test_a_full_queue_takes_no_plan(tmp_path: Path, runtime_dir: Path) -> None:
     async with opened(tmp_path, runtime_dir / "http.sock", max_concurrent=1, max_queued=1) as place:
-        held = [await queued(place.user, {"steps": [{"id": "held", "role": "gated"}]}) for _ in range(2)]
+        one = {"steps": [{"id": "held", "role": "gated"}]}
+        first = await queued(place.user, one)
+        await stands(place.user, first, running=1)
+        await begun(place.user, first)
+        second = await queued(place.user, one)
         await until(lambda: is_queued(place))
         said = assert_problem(await place.user.post("/plans", json={"plan": HELD}), 409, "CONFLICT")
         place.gate.open.set()
-        for task_id in held:
+        for task_id in (first, second):
             await stands(place.user, task_id, completed=1)
     assert "queue is full" in said["detail"]
 

@@ -237,7 +237,9 @@ async def test_a_plan_that_waits_for_an_approval_is_an_mcp_task_that_requires_in
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_plan_that_waits_is_cancelled_as_an_mcp_task_with_all_its_steps(doors: Doors, way: Way) -> None:
-    plan = {"steps": [*ASKS["steps"], {"id": "held", "role": "gated"}, {"id": "then", "role": "echo", "needs": ["ask"]}]}
+    plan = {
+        "steps": [*ASKS["steps"], {"id": "held", "role": "gated"}, {"id": "then", "role": "echo", "needs": ["ask"]}]
+    }
     async with connected(doors, way) as peer:
         task = await peer.request("tools/call", name="execute_plan", arguments={"plan": plan})
         await settled(peer, task["taskId"], status="input_required")

@@ -6,8 +6,9 @@ import sqlite3
 import tempfile
 import time
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -17,7 +18,7 @@ from stored import content, opened
 
 from vespera_exec.errors import InvalidTransitionError, StoreError
 from vespera_exec.model.board import PlanBoard
-from vespera_exec.model.enums import ExecutionStatus, StepStatus
+from vespera_exec.model.enums import ExecutionStatus, StepStatus, TaskStatus
 from vespera_exec.model.inputs import Question
 from vespera_exec.model.ledger import CacheRecord, RequestRecord, ResultRecord
 from vespera_exec.model.plan import PLAN_ROLE, ExecutionPlan, PlanStep
@@ -25,6 +26,7 @@ from vespera_exec.model.task import Task
 from vespera_exec.store.damage import examine
 
 if TYPE_CHECKING:
+    from vespera_exec.model.session import ExecutionSession
     from vespera_exec.model.steps import StepState
     from vespera_exec.store.store import Store
 
@@ -320,3 +322,45 @@ def test_the_rows_of_a_plan_are_the_fold_of_its_log_and_the_live_board(groups: l
         anyio.run(history, Path(name))
         assert {each.severity for each in examine(Path(name) / "vespera.db")} == {"ok"}
         assert len(content(Path(name) / "vespera.db")["steps"]) == 4
+
+
+async def test_dead_letters_are_the_tasks_that_stand_still_after_a_failure_and_no_others(data_dir: Path) -> None:
+    async with opened(data_dir) as store:
+
+        def made(title: str, *, max_retries: int = 3, **more: Any) -> tuple[Task, ExecutionSession]:
+            task = Task(title=title, max_retries=max_retries, sink=store.journal, **more)
+            return task, task.start_execution("role")
+
+        made("running")
+        Task(title="never executed", sink=store.journal)
+        made("open")[1].fail("it broke")
+        made("failed", max_retries=1)[1].fail("it broke")
+        made("late")[1].time_out()
+        completed, session = made("completed, and open again")
+        session.update_status(ExecutionStatus.RUNNING)
+        session.complete()
+        completed.reopen()
+        cancelled, session = made("cancelled, and open again")
+        session.request_cancellation()
+        session.end_cancelled()
+        cancelled.reopen()
+        retried, session = made("to be tried again")
+        retried.execution.fail_for_retry("it broke", retry_at=datetime.now(UTC))
+        again, session = made("executed again")
+        session.fail("it broke")
+        again.start_execution("role")
+        discarded, session = made("discarded")
+        session.fail("it broke")
+        discarded.update_status(TaskStatus.CANCELLED)
+        _plan, board = begun(store, 1)
+        step = Task(title="s0", parent_execution_id=board.state.execution_id, step_id="s0", sink=store.journal)
+        step.start_execution("role").fail("it broke")
+        await store.journal.sync()
+
+        page = await store.queries.dead_letters()
+        assert [each.task.title for each in page.items] == ["late", "failed", "open"]
+        assert {each.lifecycle.status for each in page.items} == {ExecutionStatus.FAILED, ExecutionStatus.TIMED_OUT}
+        first = await store.queries.dead_letters(limit=1)
+        rest = await store.queries.dead_letters(limit=5, page_token=first.next_token)
+        assert ([each.task.title for each in rest.items], rest.next_token, rest.total) == (["failed", "open"], None, 3)
+        assert (await store.queries.dead_letters(role="other")).total == 0

@@ -174,7 +174,7 @@ class DeadLetters:
         return [each.task.task_id for each in found.items]
 
     async def _dead(self, any_id: str, caller: Caller) -> tuple[Task, Lifecycle]:
-        """A task that is in the list, and its last execution.
+        """A task that may be in the list (see `_check_still`), and its last execution.
 
         Raises:
             TaskNotFound: there is none that this caller sees.
@@ -188,7 +188,6 @@ class DeadLetters:
         last = await self._store.queries.get_execution(task.record.last_execution_id or "")
         if last is None or last[0].status not in _FAILED:
             raise Conflict(f"task {task.id} is {task.status.value}, and its last run has not failed")
-        _check_still(task, last[0])
         return task, last[0]
 
     async def _put_back(self, any_id: str, caller: Caller) -> tuple[shown.RequeuedTask, Job | None]:

@@ -146,7 +146,6 @@ class Plans:
 
         Raises:
             InvalidInput: role "plan" without a plan; a role or inputs for one; or its plan is not known any more.
-            Conflict: it is the task of a step.
             AlreadyExecuting, InvalidPlan, TaskNotFound.
         """
         if request.role == PLAN_ROLE:
@@ -154,10 +153,6 @@ class Plans:
         if request.task_id is None or request.title is not None:
             return None
         task = await self._tasks.get(request.task_id, caller)
-        if task.record.parent_execution_id is not None:
-            raise Conflict(
-                f"task {task.id} is step {task.record.step_id} of a plan", hint="execute the plan, not its step"
-            )
         if task.record.assigned_role != PLAN_ROLE:
             return None
         if request.role is not None:

@@ -124,6 +124,7 @@ class Starter:
 
         Raises:
             InvalidInput, TaskNotFound, RoleNotFound, PermissionDenied, AlreadyExecuting: nothing was decided.
+            Conflict: the task is a step of a plan. Nothing was decided.
         """
         if (request.task_id is None) == (request.title is None):
             raise InvalidInput(
@@ -207,6 +208,11 @@ class Starter:
         queueing: Mapping[str, Any] | None = None,
     ) -> Job:
         """The request's own values, who asked, and PENDING, in one decision; `queueing` as in `enqueue_execution`."""
+        if task.record.parent_execution_id is not None:
+            raise Conflict(
+                f"task {task.id} is step {task.record.step_id} of a plan, which alone executes it",
+                hint="restore the plan from a checkpoint, or execute it again",
+            )
         asked = self.asked(caller, timeout_seconds=request.timeout_seconds)
         if request.capacity is not None:
             asked["capacity"] = [each.to_dict() for each in requirements(request.capacity)]
@@ -233,6 +239,7 @@ class Starter:
 
         Raises:
             InvalidInput, RoleNotFound, PermissionDenied, AlreadyExecuting: nothing was decided.
+            Conflict: the task is a step of a plan. Nothing was decided.
         """
         role = self.role(caller, then.role_name or "")
         request = views.Execute(

@@ -89,7 +89,7 @@ class Sample(Protocol):
     def values(self) -> Mapping[ResourceType, float]: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Run:
     """One start request with its attempts, while it is active. `done` is set when its end is on disk."""
 
@@ -280,10 +280,11 @@ class Engine:
                 await execution.job.coordinator.opened.wait()
         return self.coordinator(execution_id)
 
-    def sessions_of(self, group: str) -> list[ExecutionSession]:
-        """The sessions of a group that wait, or are at work."""
+    def runs_of(self, group: str) -> list[Run]:
+        """The runs of a group that wait, or are at work."""
         at_work = (each.job for each in (*self._slots.values(), *self._elsewhere.values()))
-        return [job.session for job in (*self._waiting.values(), *at_work) if job.group == group]
+        jobs = [job for job in (*self._waiting.values(), *at_work) if job.group == group]
+        return [run for job in jobs if (run := self._runs.get(job.session.run_id)) is not None]
 
     def run_of(self, task_id: str) -> Run | None:
         """The active run of a task, or None."""

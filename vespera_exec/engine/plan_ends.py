@@ -98,10 +98,6 @@ class PlanEnds:
         self._group: TaskGroup | None = None
 
     @property
-    def has_board(self) -> bool:
-        return self._board is not None
-
-    @property
     def board(self) -> PlanBoard:
         if self._board is None:
             raise RuntimeError("the board is not read yet")

@@ -417,7 +417,10 @@ class Coordinator(PlanControl):
         self._deciding.clear()
         self._aborted = self._aborted or reason
         await self._end_children(reason)
-        if self.has_board:
+        if self._board is not None:
+            if not self._is_open:
+                self._schedule = Schedule(self._plan, self.board.states)
+                self._doomed = dict(self._schedule.doomed)
             for child in list(self._children.values()):
                 self._end(child)
             await self._cancel_rest(reason)
@@ -428,18 +431,23 @@ class Coordinator(PlanControl):
         That their ends are on disk is not waited for, which may take as long as the disk refuses: the plan's own end
         comes after theirs in the log.
         """
-        for session in self._engine.sessions_of(self._session.session_id):
-            session.request_cancellation(reason)
+        known = {child.run for child in (*self._children.values(), *self._leaving)}
+        unknown = [run for run in self._engine.runs_of(self._session.session_id) if run not in known]
+        for run in (*known, *unknown):
+            run.session.request_cancellation(reason)
         going_on = {child for child in (*self._children.values(), *self._leaving) if not child.is_over}
         while going_on:
-            await self._wake.wait()
-            self._wake.clear()
-            self._roused = False
-            while self._news:
+            while self._news:  # those first that came before: whoever is in it does not rouse us
                 child = self._news.popleft()
                 child.is_told = False
                 if child.is_over:
                     going_on.discard(child)
+            if going_on:
+                await self._wake.wait()
+                self._wake.clear()
+                self._roused = False
+        for run in unknown:  # a fault came before they were followed
+            await run.done.wait()
 
     async def _abort(self, reason: str) -> None:
         """End what goes on, and all that has not begun."""

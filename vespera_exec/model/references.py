@@ -209,10 +209,9 @@ class _Resolving:
 
     def _whole(self, reference: Reference) -> Json:
         value = _found(reference, self._lookup)
-        if isinstance(value, str | Mapping | list):
-            if reference not in self._sizes:
-                self._sizes[reference] = len(value if isinstance(value, str) else _written(reference, value))
-            self._count(reference, self._sizes[reference])
+        if reference not in self._sizes:
+            self._sizes[reference] = _size(reference, value)
+        self._count(reference, self._sizes[reference])
         return value
 
     def _as_text(self, place: re.Match[str]) -> str:
@@ -230,6 +229,13 @@ class _Resolving:
         self._size += size
         if self._size > MAX_REPLACED:
             raise MissingReference(f"{reference}: what is put in has together more than {MAX_REPLACED:,} characters")
+
+
+def _size(reference: Reference, value: Json) -> int:
+    """In characters of JSON, more or less."""
+    if isinstance(value, str):
+        return len(value)
+    return len(_written(reference, value)) if isinstance(value, Mapping | list) else 0
 
 
 def _written(reference: Reference, value: Json) -> str:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from vespera_exec.engine.engine import Engine, EngineOptions, Run
-from vespera_exec.engine.running import Job, Policy
+from vespera_exec.engine.engine import Engine, EngineOptions
+from vespera_exec.engine.jobs import Job, Policy, Run
 from vespera_exec.engine.work import ProcessSpec, Work, WorkResult
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
 from vespera_exec.model.progress import ProgressReport

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from vespera_exec.engine.engine import Engine, EngineOptions
-from vespera_exec.engine.running import Job
+from vespera_exec.engine.jobs import Job
 from vespera_exec.model.enums import ExecutionPhase
 from vespera_exec.model.progress import ProgressReport
 from vespera_exec.model.task import Task

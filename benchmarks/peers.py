@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import anyio
 
 from vespera_exec.engine.engine import Engine, EngineOptions
-from vespera_exec.engine.running import Job
+from vespera_exec.engine.jobs import Job
 from vespera_exec.engine.work import Work, WorkResult
 from vespera_exec.model.enums import ExecutionPhase
 from vespera_exec.model.progress import ProgressReport

@@ -30,7 +30,8 @@ from vespera_exec.app.plan_files import parse_plan
 from vespera_exec.app.plan_views import ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Execute
-from vespera_exec.engine.engine import Engine, Run
+from vespera_exec.engine.engine import Engine
+from vespera_exec.engine.jobs import Run
 from vespera_exec.engine.plan_children import ReadyStep
 from vespera_exec.engine.plans import Coordinator
 from vespera_exec.model.board import PlanBoard

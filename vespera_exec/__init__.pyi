@@ -47,7 +47,7 @@ from vespera_exec.engine.recovery_strategies import (
     RecoveryResult as RecoveryResult,
     RecoveryStrategy as RecoveryStrategy,
 )
-from vespera_exec.engine.running import Job as Job, Policy as Policy
+from vespera_exec.engine.jobs import Job as Job, Policy as Policy
 from vespera_exec.engine.work import Work as Work, WorkResult as WorkResult
 from vespera_exec.errors import (
     AlreadyExecuting as AlreadyExecuting,

@@ -30,8 +30,8 @@ from process_harness import (
 
 from vespera_exec.engine import proctree, shim
 from vespera_exec.engine.engine import Engine
+from vespera_exec.engine.jobs import Job, Policy
 from vespera_exec.engine.processes import ProcessLauncher
-from vespera_exec.engine.running import Job, Policy
 from vespera_exec.engine.work import Work, WorkResult
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.task import Task

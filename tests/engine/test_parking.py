@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vespera_exec.engine.engine import Run
+    from vespera_exec.engine.jobs import Run
 
 S = ExecutionStatus
 YES = Answer(action="accept")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vespera_exec.engine.engine import Run
+    from vespera_exec.engine.jobs import Run
     from vespera_exec.engine.running import RunningExecution
 
 S = ExecutionStatus

@@ -8,7 +8,7 @@ import anyio
 from test_engine import Always, Place, holding, instant, place
 from test_pausing import lasting
 
-from vespera_exec.engine.running import Job, Policy
+from vespera_exec.engine.jobs import Job, Policy
 from vespera_exec.errors import ExecutionError
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
 from vespera_exec.model.task import Task
@@ -16,7 +16,7 @@ from vespera_exec.model.task import Task
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vespera_exec.engine.engine import Run
+    from vespera_exec.engine.jobs import Run
     from vespera_exec.engine.work import Work, WorkResult
     from vespera_exec.model.session import ExecutionSession
 

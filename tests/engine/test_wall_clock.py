@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from vespera_exec.engine.engine import Engine, EngineOptions, Run
-from vespera_exec.engine.running import Job, Policy
+from vespera_exec.engine.engine import Engine, EngineOptions
+from vespera_exec.engine.jobs import Job, Policy, Run
 from vespera_exec.engine.work import Work, WorkResult
 from vespera_exec.model.clock import Clock
 from vespera_exec.model.enums import ExecutionStatus

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
     from vespera_exec.engine.engine import Engine
-    from vespera_exec.engine.running import Job
+    from vespera_exec.engine.jobs import Job
     from vespera_exec.model.capacity import Allocation
     from vespera_exec.model.events import Json
 

@@ -14,7 +14,7 @@ from vespera_exec.app.checkpoint_views import CheckpointList, CheckpointState, C
 from vespera_exec.app.tasks import meant
 from vespera_exec.engine import endings
 from vespera_exec.engine.checkpoints import CheckpointReader
-from vespera_exec.engine.running import PutBack
+from vespera_exec.engine.jobs import PutBack
 from vespera_exec.errors import (
     AlreadyExecuting,
     CheckpointNotFound,
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from vespera_exec.app.plans import Plans
     from vespera_exec.app.starting import Starter
     from vespera_exec.app.tasks import Found, LiveTasks
-    from vespera_exec.engine.engine import Engine, Run
-    from vespera_exec.engine.running import Job
+    from vespera_exec.engine.engine import Engine
+    from vespera_exec.engine.jobs import Job, Run
     from vespera_exec.model.ledger import CheckpointRecord
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.plan import ExecutionPlan

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from roles.definition import Role
-    from vespera_exec.engine.running import Job
+    from vespera_exec.engine.jobs import Job
 
 Purpose = Literal["daemon", "in-process", "library"]
 _log = logging.getLogger(__name__)

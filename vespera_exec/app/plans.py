@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from vespera_exec.app.step_cache import StepCache
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
+    from vespera_exec.engine.jobs import Job
     from vespera_exec.engine.plans import Coordinator
-    from vespera_exec.engine.running import Job
     from vespera_exec.model.events import Json
     from vespera_exec.model.plan import ExecutionPlan, PlanStep
     from vespera_exec.model.principal import Caller

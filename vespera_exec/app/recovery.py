@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vespera_exec.app.steps import PlanJobs
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
-    from vespera_exec.engine.running import Job
+    from vespera_exec.engine.jobs import Job
     from vespera_exec.model.events import Json
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.session import ExecutionSession

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from vespera_exec.app.tasks import LiveTasks
-    from vespera_exec.engine.engine import Engine, Run
+    from vespera_exec.engine.engine import Engine
+    from vespera_exec.engine.jobs import Run
     from vespera_exec.model.clock import Clock
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.principal import Caller

@@ -16,7 +16,7 @@ from roles.runners.external import Shifts
 from vespera_exec.app import checks, views
 from vespera_exec.app.step_limits import adapted, retry_rule
 from vespera_exec.engine.capacity import CapacityPools
-from vespera_exec.engine.running import Job, Policy
+from vespera_exec.engine.jobs import Job, Policy
 from vespera_exec.engine.work import WorkerNeeded
 from vespera_exec.errors import AlreadyExecuting, Conflict, InvalidInput, PermissionDenied
 from vespera_exec.model.capacity import CapacityRequirement, requirements

@@ -13,9 +13,9 @@ from roles.execution import APPROVAL
 from roles.inputs import as_texts
 from vespera_exec.app import checks
 from vespera_exec.app.step_limits import adapted, retry_rule
+from vespera_exec.engine.jobs import Job, Policy
 from vespera_exec.engine.plan_children import WAITS_FOR_WORKER, ReadyStep
 from vespera_exec.engine.plans import Coordinator
-from vespera_exec.engine.running import Job, Policy
 from vespera_exec.errors import ExecutionError, StoreUnavailable
 from vespera_exec.model.enums import EventType
 from vespera_exec.model.events import mapping
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from vespera_exec.app.starting import Starter
     from vespera_exec.app.step_cache import StepCache
     from vespera_exec.app.tasks import LiveTasks
-    from vespera_exec.engine.engine import Engine, Run
+    from vespera_exec.engine.engine import Engine
+    from vespera_exec.engine.jobs import Run
     from vespera_exec.model.board import PlanBoard
     from vespera_exec.model.events import Json
     from vespera_exec.model.ledger import CacheRecord

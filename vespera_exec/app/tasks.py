@@ -13,7 +13,7 @@ from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.task import Task
 
 if TYPE_CHECKING:
-    from vespera_exec.engine.engine import Run
+    from vespera_exec.engine.jobs import Run
     from vespera_exec.model.clock import Clock
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.principal import Caller

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from roles.registry import RoleRegistry
     from roles.runners.external import Shift, Shifts
     from vespera_exec.engine.engine import Engine
-    from vespera_exec.engine.running import Job, RunningExecution
+    from vespera_exec.engine.jobs import Job
+    from vespera_exec.engine.running import RunningExecution
     from vespera_exec.model.events import Json
     from vespera_exec.model.principal import Caller
     from vespera_exec.settings import Settings

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vespera_exec.engine.capacity import CapacityPools, PoolState, Shortage
-    from vespera_exec.engine.running import Job
+    from vespera_exec.engine.jobs import Job
     from vespera_exec.model.capacity import Allocation, CapacityRequirement
     from vespera_exec.model.clock import Clock
     from vespera_exec.model.events import Json

@@ -11,7 +11,7 @@ from vespera_exec.engine.queue import WaitingQueue
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from vespera_exec.engine.running import Job
+    from vespera_exec.engine.jobs import Job
 
 _Types = frozenset[str]
 

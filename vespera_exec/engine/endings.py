@@ -17,7 +17,7 @@ from vespera_exec.model.progress import ProgressReport
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vespera_exec.engine.running import Job, Outcome, PutBack
+    from vespera_exec.engine.jobs import Job, Outcome, PutBack
     from vespera_exec.engine.work import WorkResult
     from vespera_exec.model.clock import Clock
     from vespera_exec.model.events import Json

@@ -7,8 +7,8 @@ import logging
 import os
 import shutil
 from collections import deque
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -17,28 +17,29 @@ import anyio
 from vespera_exec.engine.capacity import CapacityPools
 from vespera_exec.engine.capacity_grants import CLAIM_SECONDS, Grants
 from vespera_exec.engine.claims import ClaimQueue
-from vespera_exec.engine.done import Done
 from vespera_exec.engine.endings import Endings
+from vespera_exec.engine.jobs import Job, Run
+from vespera_exec.engine.measuring import Measuring
 from vespera_exec.engine.queue import WaitingQueue
 from vespera_exec.engine.recovery_strategies import Strategies
-from vespera_exec.engine.running import Job, OutputSink, RunningExecution
+from vespera_exec.engine.running import OutputSink, RunningExecution
 from vespera_exec.errors import ExecutionError, InvalidInput, StoreUnavailable, VesperaError
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
-from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, ResourceType
+from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
 from vespera_exec.model.ledger import Sink
 from vespera_exec.model.transitions import AT_WORK
-from vespera_exec.store.writer import Sample as StoredSample
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
     from pathlib import Path
 
     from anyio.abc import TaskGroup
 
     from vespera_exec.engine.checkpoints import CheckpointReader
+    from vespera_exec.engine.measuring import Sampler
     from vespera_exec.engine.plans import Coordinator
     from vespera_exec.model.session import ExecutionSession
+    from vespera_exec.store.writer import Sample as StoredSample
 
 _log = logging.getLogger(__name__)
 
@@ -67,36 +68,6 @@ class Log(Sink, Protocol):
     def append_samples(self, samples: Sequence[StoredSample]) -> None:
         """Keep measurements, where there is time."""
         ...
-
-
-class Watch(Protocol):
-    def stop(self) -> object:
-        """Measure a last time and let go."""
-        ...
-
-
-class Sampler(Protocol):
-    """Measures the processes below `roots()` and says what it found."""
-
-    def watch(self, key: str, roots: Callable[[], tuple[int, ...]], on_sample: Callable[[Sample], None]) -> Watch: ...
-
-
-class Sample(Protocol):
-    @property
-    def at(self) -> datetime: ...
-
-    @property
-    def values(self) -> Mapping[ResourceType, float]: ...
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """One start request with its attempts, while it is active. `done` is set when its end is on disk."""
-
-    run_id: str
-    task_id: str
-    session: ExecutionSession
-    done: Done = field(default_factory=Done)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +102,7 @@ class Engine:
         self._log = log
         self._scratch_root = scratch_root
         self._open_output = open_output
-        self._sampler = sampler
+        self._measured = Measuring(sampler, log.append_samples)
         self._clock = clock
         self._options = options or EngineOptions()
         self._endings = Endings(owner=owner, clock=clock, result_limit_bytes=self._options.result_limit_bytes)
@@ -520,7 +491,7 @@ class Engine:
         return RunningExecution(
             job,
             open_output=self._open_output,
-            sampled=self._sampled,
+            sampled=self._measured,
             scratch=self._scratch_root / job.key,
             before_ladder=self._announced,
             on_disk=partial(self._durable, job),
@@ -543,36 +514,6 @@ class Engine:
                 session.enter_phase(ExecutionPhase.INITIALIZATION, "It is called again")
             else:
                 session.phases.exit(f"It goes on {found}")  # of its recovery; the clock of its work runs from here
-
-    @contextmanager
-    def _sampled(self, running: RunningExecution) -> Generator[None]:
-        if self._sampler is None:
-            yield
-            return
-        session = running.job.session
-
-        def keep(sample: Sample) -> None:
-            for kind, value in sample.values.items():
-                session.record_resource_usage(kind, value)
-            at, values = sample.at, sample.values.items()
-            self._log.append_samples(
-                [StoredSample(session.session_id, at, kind.value, value) for kind, value in values]
-            )
-
-        watch: Watch | None = None
-        # The boundary to the measurements, which are droppable: the work goes on without.
-        try:
-            watch = self._sampler.watch(session.session_id, lambda: running.roots, keep)
-        except Exception:  # noqa: BLE001
-            _log.exception("The usage of %s is not measured", session.session_id)
-        try:
-            yield
-        finally:
-            try:
-                if watch is not None:
-                    watch.stop()
-            except Exception:  # noqa: BLE001
-                _log.exception("The last usage of %s was not measured", session.session_id)
 
     async def _remove(self, scratch: Path) -> None:
         """What the cleanup of the role has left."""

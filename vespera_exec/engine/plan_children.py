@@ -11,7 +11,7 @@ from vespera_exec.model.enums import EventType, ExecutionStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vespera_exec.engine.engine import Run
+    from vespera_exec.engine.jobs import Run
     from vespera_exec.model.events import ExecutionEvent, Json
     from vespera_exec.model.ledger import CacheRecord
     from vespera_exec.model.lifecycle import Lifecycle

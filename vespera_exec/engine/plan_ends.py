@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from vespera_exec.engine.capacity import PoolState
-    from vespera_exec.engine.engine import Engine, Run
+    from vespera_exec.engine.engine import Engine
+    from vespera_exec.engine.jobs import Run
     from vespera_exec.engine.plan_children import Child, StepHost
     from vespera_exec.model.board import PlanBoard
     from vespera_exec.model.events import Json

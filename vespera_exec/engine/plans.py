@@ -29,7 +29,8 @@ from vespera_exec.model.transitions import AT_WORK
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vespera_exec.engine.engine import Engine, Run
+    from vespera_exec.engine.engine import Engine
+    from vespera_exec.engine.jobs import Run
     from vespera_exec.engine.plan_children import StepHost
     from vespera_exec.engine.work import Work, WorkResult
     from vespera_exec.model.capacity import CapacityUse

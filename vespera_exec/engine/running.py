@@ -6,34 +6,28 @@ import asyncio
 import logging
 import math
 import sys
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, cast
 
 import anyio
 
+from vespera_exec.engine.jobs import Job, Outcome, PutBack
 from vespera_exec.engine.pausing import Pauses
 from vespera_exec.engine.processes import ProcessLauncher
 from vespera_exec.engine.tracking import SessionTracking
-from vespera_exec.engine.work import Process, ProcessExit, ProcessSpec, RetryRule, Work, WorkResult
+from vespera_exec.engine.work import Process, ProcessExit, ProcessSpec, Work
 from vespera_exec.errors import CancellationException, ExecutionError
 from vespera_exec.model.cancellation import CancellationToken
 from vespera_exec.model.enums import ExecutionStatus
-from vespera_exec.model.principal import Caller
 from vespera_exec.store.output import SecretMask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
-    from datetime import datetime
     from pathlib import Path
 
     from anyio.abc import TaskGroup
 
-    from vespera_exec.engine.plans import Coordinator
-    from vespera_exec.model.capacity import CapacityRequirement
-    from vespera_exec.model.events import Json
-    from vespera_exec.model.session import ExecutionSession
-    from vespera_exec.model.task import Task
 
 CANCEL_SECONDS = 5.0
 """From the request to the terminal event, whatever the work does."""
@@ -50,63 +44,6 @@ class OutputSink(Protocol):
     def write(self, stream: str, data: bytes) -> None: ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """The limits of one run, from its role and its request. Seconds; 0 means none."""
-
-    timeout_seconds: float = 0.0
-    wait_timeout_seconds: float = 0.0
-    grace_seconds: float = 3.0
-    retry: RetryRule | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What the engine is asked to run. `run` is the role's executor, bound to task and role."""
-
-    task: Task
-    session: ExecutionSession
-    run: Callable[[Work], Awaitable[WorkResult]]
-    policy: Policy = field(default_factory=Policy)
-    caller: Caller = field(default_factory=Caller)
-    place: Literal["slot", "worker", "coordinator"] = "slot"
-    """Where its work is done: in a slot here; by a worker elsewhere, for whose claim it waits; or, as the coordinator
-    of a plan, in the loop at once. The last two take no slot."""
-    group: str | None = None
-    """The plan's execution, of a job that is a step of one."""
-    capacity: tuple[CapacityRequirement, ...] = ()
-    coordinator: Coordinator | None = None
-    """Of a job with that place: what `run` belongs to."""
-
-    @property
-    def key(self) -> str:
-        return self.session.session_id
-
-
-@dataclass(frozen=True, slots=True)
-class PutBack:
-    """Where the work is to go on from, instead of where it stands. `checkpoint_at` None: from its beginning."""
-
-    checkpoint_id: str
-    checkpoint: Json
-    checkpoint_at: datetime | None
-    percentage: float
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How the work ended, before anything is decided about it. Exactly one of the first two is set."""
-
-    result: WorkResult | None = None
-    error: BaseException | None = None
-    rung: str | None = None
-    timed_out: bool = False
-    pause_wanted: str | None = None
-    """Why it was to stand still, whether it came to that or not."""
-    put_back: PutBack | None = None
-    """Its work was ended so that it goes on from there."""
 
 
 class RunningExecution:

@@ -26,19 +26,19 @@ import anyio
 import anyio.lowlevel
 
 from roles.definition import Role
-from vespera_exec.app.plan_files import parse_plan
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.files import parse_plan
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Execute
 from vespera_exec.engine.engine import Engine
 from vespera_exec.engine.jobs import Run
-from vespera_exec.engine.plan_children import ReadyStep
-from vespera_exec.engine.plans import Coordinator
-from vespera_exec.model.board import PlanBoard
+from vespera_exec.engine.plans.children import ReadyStep
+from vespera_exec.engine.plans.coordinator import Coordinator
 from vespera_exec.model.cancellation import CancellationToken
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.ledger import Batch, Ledger
-from vespera_exec.model.plan import PLAN_ROLE, PlanStep
+from vespera_exec.model.plans.board import PlanBoard
+from vespera_exec.model.plans.plan import PLAN_ROLE, PlanStep
 from vespera_exec.model.principal import Caller
 from vespera_exec.model.session import ExecutionSession
 from vespera_exec.settings import Settings
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from roles.context import Context
     from vespera_exec.app.views import Handle
-    from vespera_exec.engine.plan_children import StepHost
+    from vespera_exec.engine.plans.children import StepHost
     from vespera_exec.engine.running import OutputSink
     from vespera_exec.engine.work import Work
 

@@ -16,11 +16,11 @@ import time
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
 
-from vespera_exec.model.board import PlanBoard
 from vespera_exec.model.ledger import Batch, Ledger
-from vespera_exec.model.plan import PLAN_ROLE, ExecutionPlan, PlanStep
-from vespera_exec.model.plan_check import checked
-from vespera_exec.model.schedule import Schedule
+from vespera_exec.model.plans.board import PlanBoard
+from vespera_exec.model.plans.check import checked
+from vespera_exec.model.plans.plan import PLAN_ROLE, ExecutionPlan, PlanStep
+from vespera_exec.model.plans.schedule import Schedule
 from vespera_exec.model.session import ExecutionSession
 
 if TYPE_CHECKING:

@@ -194,7 +194,7 @@ PROMISES: dict[str, Promise] = {
         ),
         mutants=(
             Mutant(
-                file="vespera_exec/app/workers.py",
+                file="vespera_exec/app/workers/workers.py",
                 right="        await self._store.journal.sync()\n        return claimed[0]",
                 wrong="        return claimed[0]",
                 caught_by="app/test_workers.py::test_what_a_worker_is_answered_is_on_disk_by_then",
@@ -226,13 +226,13 @@ PROMISES: dict[str, Promise] = {
         ),
         mutants=(
             Mutant(
-                file="vespera_exec/model/board.py",
+                file="vespera_exec/model/plans/board.py",
                 right="if (part := board._steps.get(each.step_id)) is not None:",
                 wrong="if (part := board._steps.get(each.step_id)) is not None and not each.status.is_terminal:",
                 caught_by="app/test_plan_recovery.py::test_what_has_ended_is_not_done_again_and_what_runs_goes_on",
             ),
             Mutant(
-                file="vespera_exec/model/schedule.py",
+                file="vespera_exec/model/plans/schedule.py",
                 right="sum(not _lets_on(known[each]) for each in needs)",
                 wrong="min(1, sum(not _lets_on(known[each]) for each in needs))",
                 caught_by="app/test_plan_chaos.py::"
@@ -254,14 +254,14 @@ PROMISES: dict[str, Promise] = {
         ),
         mutants=(
             Mutant(
-                file="vespera_exec/engine/capacity.py",
+                file="vespera_exec/engine/capacity/pools.py",
                 right="if free[each.pool.id] >= amount]",
                 wrong="if each.total >= amount]",
                 caught_by="engine/test_capacity_pools.py"
                 "::test_never_more_than_there_is_never_a_part_and_all_of_it_comes_back",
             ),
             Mutant(
-                file="vespera_exec/engine/capacity.py",
+                file="vespera_exec/engine/capacity/pools.py",
                 right="        if now - oldest.since > PATIENCE_SECONDS:",
                 wrong="        if False:",
                 caught_by="engine/test_capacity_pools.py::test_a_stream_of_higher_priorities_starves_nobody",

@@ -18,11 +18,11 @@ from vespera_exec.aliases import (
     Step as Step,
     TimeTracker as TimeTracker,
 )
-from vespera_exec.app.execution_engine import (
+from vespera_exec.app.executions.engine import (
     DefaultExecutionEngine as DefaultExecutionEngine,
     ExecutionEngine as ExecutionEngine,
 )
-from vespera_exec.app.execution_result import (
+from vespera_exec.app.executions.result import (
     ExecutionMessage as ExecutionMessage,
     ExecutionMetrics as ExecutionMetrics,
     ExecutionProgress as ExecutionProgress,
@@ -42,7 +42,7 @@ from vespera_exec.app.views import (
     Status as Status,
 )
 from vespera_exec.engine.engine import Engine as Engine
-from vespera_exec.engine.recovery_strategies import (
+from vespera_exec.engine.plans.strategies import (
     RecoveryContext as RecoveryContext,
     RecoveryResult as RecoveryResult,
     RecoveryStrategy as RecoveryStrategy,
@@ -93,7 +93,7 @@ from vespera_exec.model.events import ExecutionEvent as ExecutionEvent
 from vespera_exec.model.execution import EnhancedTaskExecution as EnhancedTaskExecution, TaskExecution as TaskExecution
 from vespera_exec.model.lifecycle import Lifecycle as Lifecycle
 from vespera_exec.model.phases import PhaseManager as PhaseManager
-from vespera_exec.model.plan import (
+from vespera_exec.model.plans.plan import (
     ExecutionPlan as ExecutionPlan,
     Fallback as Fallback,
     PlanStep as PlanStep,
@@ -106,7 +106,10 @@ from vespera_exec.model.progress import (
     ProgressReport as ProgressReport,
     ProgressState as ProgressState,
 )
-from vespera_exec.model.restoring import ExecutionCheckpoint as ExecutionCheckpoint, ExecutionState as ExecutionState
+from vespera_exec.model.plans.restoring import (
+    ExecutionCheckpoint as ExecutionCheckpoint,
+    ExecutionState as ExecutionState,
+)
 from vespera_exec.model.session import ExecutionSession as ExecutionSession
 from vespera_exec.model.stays import PhaseRecord as PhaseRecord
 from vespera_exec.model.stream import StatusEventStream as StatusEventStream

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vespera_exec.app.execution_engine import DefaultExecutionEngine
-from vespera_exec.app.update_subscriptions import UpdateCallback
+from vespera_exec.app.executions.engine import DefaultExecutionEngine
+from vespera_exec.app.executions.subscriptions import UpdateCallback
 from vespera_exec.model.capacity import Allocation, CapacityRequirement
 from vespera_exec.model.enums import EventType
 from vespera_exec.model.events import ExecutionEvent
-from vespera_exec.model.plan import PlanStep
+from vespera_exec.model.plans.plan import PlanStep
 from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.timing import TimeTracking
 from vespera_exec.monitoring.eta import NaiveEstimator

@@ -14,12 +14,12 @@ from chaos_work import Begun, Failing
 
 from roles.context import Context, Unanswered
 from roles.definition import Role
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.views import InputAnswer
-from vespera_exec.app.worker_views import Claim, Conclude, Report
+from vespera_exec.app.workers.views import Claim, Conclude, Report
 from vespera_exec.errors import ExecutionError, LeaseLost, VesperaError
+from vespera_exec.model.plans.restoring import BoardReplay
 from vespera_exec.model.principal import Caller
-from vespera_exec.model.restoring import BoardReplay
 from vespera_exec.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from random import Random
 
     from vespera_exec.app.service import Vespera
-    from vespera_exec.app.worker_views import Claimed
-    from vespera_exec.model.steps import StepState
+    from vespera_exec.app.workers.views import Claimed
+    from vespera_exec.model.plans.steps import StepState
 
 Json = dict[str, Any]
 Tell = Callable[[Json], None]

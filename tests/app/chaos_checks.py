@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 from chaos_acts import ALL, ME
 from chaos_work import POOLS
 
-from vespera_exec.app.plan_files import parse_plan
+from vespera_exec.app.plans.files import parse_plan
 from vespera_exec.model.enums import EventType, ExecutionStatus, StepStatus
 from vespera_exec.model.lifecycle import Lifecycle
-from vespera_exec.model.restoring import BoardReplay
+from vespera_exec.model.plans.restoring import BoardReplay
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vespera_exec.app.service import Vespera
     from vespera_exec.model.events import ExecutionEvent
-    from vespera_exec.model.plan import ExecutionPlan, PlanStep
-    from vespera_exec.model.steps import StepState
+    from vespera_exec.model.plans.plan import ExecutionPlan, PlanStep
+    from vespera_exec.model.plans.steps import StepState
 
 Json = dict[str, Any]
 S, T, E = ExecutionStatus, StepStatus, EventType

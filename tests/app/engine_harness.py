@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from roles.definition import Role
-from vespera_exec.app.execution_engine import DefaultExecutionEngine
+from vespera_exec.app.executions.engine import DefaultExecutionEngine
 from vespera_exec.app.views import NewTask
 from vespera_exec.errors import ExecutionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vespera_exec.app.execution_result import ExecutionUpdate
+    from vespera_exec.app.executions.result import ExecutionUpdate
     from vespera_exec.app.service import Vespera
 
 

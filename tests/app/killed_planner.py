@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio
 
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.model.principal import Caller
 from vespera_exec.settings import Settings

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.model.principal import Caller
 from vespera_exec.settings import Settings

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.model.principal import Caller
 

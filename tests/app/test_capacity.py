@@ -14,10 +14,10 @@ from planning import until
 from worker_calls import ANN, ME, Defining, Opening, became, claimed, conclude, events, recorded, started
 
 from roles.definition import RetryPolicy, Role
-from vespera_exec.app.capacity_file import configured_pools
+from vespera_exec.app.capacity.file import configured_pools
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Handle, InputAnswer
-from vespera_exec.app.worker_views import Claim
+from vespera_exec.app.workers.views import Claim
 from vespera_exec.errors import CapacityTooLarge, CapacityUnavailable, CapacityUnknown, InvalidInput, PermissionDenied
 from vespera_exec.model.principal import Caller
 from vespera_exec.settings import Settings
@@ -317,7 +317,7 @@ async def test_what_a_worker_holds_counts_for_the_next_owner_as_well(opening: Op
 async def test_what_was_set_aside_for_a_worker_that_went_away_is_free_again(
     opening: Opening, define: Defining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vespera_exec.engine.capacity_grants.CLAIM_SECONDS", 0.1)
+    monkeypatch.setattr("vespera_exec.engine.capacity.grants.CLAIM_SECONDS", 0.1)
     define("review", "capacity: {gpu: 1}")
     async with opening(capacity="gpu=1") as vespera:
         bench = Bench(vespera)
@@ -334,7 +334,7 @@ async def test_what_was_set_aside_for_a_worker_that_went_away_is_free_again(
 async def test_what_stands_aside_for_a_worker_that_does_not_come_again_goes_to_the_next(
     opening: Opening, define: Defining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vespera_exec.engine.capacity_grants.CLAIM_SECONDS", 0.5)
+    monkeypatch.setattr("vespera_exec.engine.capacity.grants.CLAIM_SECONDS", 0.5)
     define("review", "capacity: {gpu: 1}")
     async with opening(capacity="gpu=1") as vespera:
         bench = Bench(vespera)

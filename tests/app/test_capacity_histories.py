@@ -11,7 +11,7 @@ from worker_calls import ME, Defining, Opening, conclude, started
 
 from roles.definition import RetryPolicy, Role
 from vespera_exec.app.views import InputAnswer
-from vespera_exec.app.worker_views import Claim
+from vespera_exec.app.workers.views import Claim
 from vespera_exec.errors import ExecutionError, VesperaError
 
 if TYPE_CHECKING:

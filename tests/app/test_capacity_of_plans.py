@@ -9,8 +9,8 @@ import pytest
 from planning import ME, ended, heard, started
 
 from roles.definition import Role
-from vespera_exec.app.plan_views import CheckPlan
-from vespera_exec.engine.recovery_strategies import RecoveryContext, RecoveryResult
+from vespera_exec.app.plans.views import CheckPlan
+from vespera_exec.engine.plans.strategies import RecoveryContext, RecoveryResult
 from vespera_exec.errors import ExecutionError, InvalidPlan
 from vespera_exec.model.capacity import CapacityRequirement
 from vespera_exec.model.enums import RecoveryAction

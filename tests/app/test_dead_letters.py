@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Execute, Handle, NewTask
 from vespera_exec.errors import InvalidInput, PermissionDenied

@@ -11,18 +11,18 @@ import pytest
 from engine_harness import Held, collected, engine_over
 
 from roles.definition import Role
-from vespera_exec.app.execution_engine import DefaultExecutionEngine
+from vespera_exec.app.executions.engine import DefaultExecutionEngine
 from vespera_exec.app.service import Vespera
-from vespera_exec.engine.recovery_strategies import RecoveryContext, RecoveryResult
+from vespera_exec.engine.plans.strategies import RecoveryContext, RecoveryResult
 from vespera_exec.errors import Conflict, ExecutionError, InvalidPlan, NotFound
 from vespera_exec.model.capacity import CapacityRequirement
 from vespera_exec.model.enums import EventType, ExecutionStatus, RecoveryAction
-from vespera_exec.model.plan import ExecutionPlan, PlanStep
+from vespera_exec.model.plans.plan import ExecutionPlan, PlanStep
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vespera_exec.app.execution_result import ExecutionUpdate
+    from vespera_exec.app.executions.result import ExecutionUpdate
 
 Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
 S = ExecutionStatus

@@ -12,7 +12,7 @@ from worker_calls import ME, Defining, Opening, conclude, report
 
 from roles.definition import Role
 from vespera_exec.app.views import Execute, Handle, InputAnswer
-from vespera_exec.app.worker_views import Claim, Claimed
+from vespera_exec.app.workers.views import Claim, Claimed
 from vespera_exec.errors import LeaseLost
 from vespera_exec.model.events import ExecutionEvent
 from vespera_exec.model.replay import replayed

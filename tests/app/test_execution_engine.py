@@ -15,9 +15,9 @@ import pytest
 from engine_harness import Held, adding, collected, engine_over, until
 
 from roles.definition import RetryPolicy, Role
-from vespera_exec.app import execution_engine
-from vespera_exec.app.execution_engine import DefaultExecutionEngine
-from vespera_exec.app.executions import COALESCED_SECONDS
+from vespera_exec.app.executions import engine as execution_engine
+from vespera_exec.app.executions.engine import DefaultExecutionEngine
+from vespera_exec.app.executions.reading import COALESCED_SECONDS
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import NewTask
 from vespera_exec.errors import (
@@ -31,7 +31,7 @@ from vespera_exec.model.enums import EventType, ExecutionStatus
 from vespera_exec.model.task import Task
 
 if TYPE_CHECKING:
-    from vespera_exec.app.execution_result import ExecutionUpdate
+    from vespera_exec.app.executions.result import ExecutionUpdate
 
 Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
 S = ExecutionStatus

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vespera_exec.app.execution_metrics import (
+from vespera_exec.app.executions.metrics import (
     Clocks,
     Counted,
     Measured,
@@ -18,12 +18,12 @@ from vespera_exec.app.execution_metrics import (
     seconds_at_work,
     usage,
 )
-from vespera_exec.app.execution_result import ExecutionMetrics, ResourceUsage
-from vespera_exec.model.board import PlanBoard
+from vespera_exec.app.executions.result import ExecutionMetrics, ResourceUsage
 from vespera_exec.model.clock import Clock
 from vespera_exec.model.enums import EventType, ExecutionStatus
 from vespera_exec.model.ledger import Batch, Ledger
-from vespera_exec.model.plan import PLAN_ROLE, ExecutionPlan, PlanStep
+from vespera_exec.model.plans.board import PlanBoard
+from vespera_exec.model.plans.plan import PLAN_ROLE, ExecutionPlan, PlanStep
 from vespera_exec.model.session import ExecutionSession
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 
 from tests.app.planning import ME, ended, started
-from vespera_exec.app.plan_views import CheckPlan, ExecutePlan
+from vespera_exec.app.plans.views import CheckPlan, ExecutePlan
 
 if TYPE_CHECKING:
     from vespera_exec.app.service import Vespera

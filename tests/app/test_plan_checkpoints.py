@@ -9,9 +9,9 @@ import pytest
 from worker_calls import ME, became
 
 from roles.definition import Role
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.views import Execute
-from vespera_exec.engine.recovery_strategies import NetworkTimeoutRecovery, RecoveryContext, RecoveryResult
+from vespera_exec.engine.plans.strategies import NetworkTimeoutRecovery, RecoveryContext, RecoveryResult
 from vespera_exec.errors import AlreadyExecuting, Conflict, ExecutionError
 from vespera_exec.model.enums import RecoveryAction
 

@@ -12,12 +12,12 @@ import pytest
 from planning import ME, ended, heard, standing, started, until
 
 from roles.definition import Role
-from vespera_exec.app.plan_views import CheckPlan, ExecutePlan
+from vespera_exec.app.plans.steps import Steps
+from vespera_exec.app.plans.views import CheckPlan, ExecutePlan
 from vespera_exec.app.service import Vespera
-from vespera_exec.app.steps import Steps
 from vespera_exec.app.views import InputAnswer
-from vespera_exec.engine import plans
-from vespera_exec.engine.plans import Coordinator
+from vespera_exec.engine.plans import coordinator as plans
+from vespera_exec.engine.plans.coordinator import Coordinator
 from vespera_exec.errors import ExecutionError, InvalidPlan
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vespera_exec.app.plan_files import parse_plan, plan_schema
-from vespera_exec.app.plan_source import MAX_BYTES, plan_data, read_plan_file
+from vespera_exec.app.plans.files import parse_plan, plan_schema
+from vespera_exec.app.plans.source import MAX_BYTES, plan_data, read_plan_file
 from vespera_exec.errors import InvalidInput, InvalidPlan
 from vespera_exec.model.capacity import CapacityRequirement
-from vespera_exec.model.plan import ExecutionPlan, Fallback, PlanStep, StepRetries
+from vespera_exec.model.plans.plan import ExecutionPlan, Fallback, PlanStep, StepRetries
 
 WHOLE = b"""\
 name: release

@@ -17,7 +17,7 @@ import pytest
 from planning import ME, Opening, ended, heard, standing, until
 
 from roles.definition import Role
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Handle, InputAnswer
 from vespera_exec.errors import ExecutionError

@@ -13,9 +13,9 @@ import pytest
 from plan_owner import PLAN
 from worker_calls import ME, became, recorded
 
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.views import Handle
-from vespera_exec.engine.recovery_strategies import RecoveryContext, RecoveryResult
+from vespera_exec.engine.plans.strategies import RecoveryContext, RecoveryResult
 from vespera_exec.model.enums import RecoveryAction
 
 if TYPE_CHECKING:

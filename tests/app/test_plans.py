@@ -14,7 +14,7 @@ import pytest
 from planning import ME, ended, heard, standing, started, until
 
 from roles.definition import Role
-from vespera_exec.app.plan_views import CheckPlan, ExecutePlan
+from vespera_exec.app.plans.views import CheckPlan, ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Execute, InputAnswer
 from vespera_exec.errors import Conflict, ExecutionError, InvalidInput, InvalidPlan

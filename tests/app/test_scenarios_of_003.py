@@ -18,10 +18,10 @@ from planning import ME, ended, heard, started, until
 from worker_calls import claimed, conclude
 
 from roles.definition import Role
-from vespera_exec.app.execution_engine import DefaultExecutionEngine
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.executions.engine import DefaultExecutionEngine
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.views import Handle
-from vespera_exec.engine.recovery_strategies import NetworkTimeoutRecovery, RecoveryContext, RecoveryResult
+from vespera_exec.engine.plans.strategies import NetworkTimeoutRecovery, RecoveryContext, RecoveryResult
 from vespera_exec.errors import ExecutionError
 from vespera_exec.model.enums import EventType, ExecutionStatus, RecoveryAction
 from vespera_exec.model.principal import Caller
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from planning import Opening
     from worker_calls import Defining
 
-    from vespera_exec.app.execution_result import ExecutionUpdate
+    from vespera_exec.app.executions.result import ExecutionUpdate
     from vespera_exec.app.service import Vespera
 
 ANN = Caller("ann", frozenset({"read", "operate"}), over_tcp=True, sees_only="ann")

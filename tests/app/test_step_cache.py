@@ -11,7 +11,7 @@ from planning import ME, ended, heard, started
 
 from roles.definition import Role
 from roles.registry import RoleRegistry
-from vespera_exec.app.step_cache import StepCache
+from vespera_exec.app.plans.step_cache import StepCache
 from vespera_exec.app.views import InputAnswer
 from vespera_exec.errors import InvalidInput, InvalidRoleFile
 from vespera_exec.model.enums import ExecutionStatus

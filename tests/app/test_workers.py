@@ -26,7 +26,7 @@ from worker_calls import (
 
 from roles.definition import Role
 from vespera_exec.app.views import InputAnswer
-from vespera_exec.app.worker_views import Claim, Claimed, Concluded
+from vespera_exec.app.workers.views import Claim, Claimed, Concluded
 from vespera_exec.errors import InvalidInput, LeaseLost, PermissionDenied, RoleNotFound
 from vespera_exec.model.principal import Caller
 

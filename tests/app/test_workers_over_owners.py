@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 from worker_calls import ANN, BEN, ME, Defining, Opening, became, claimed, conclude, events, heard, report, started
 
-from vespera_exec.app.worker_views import Claim
+from vespera_exec.app.workers.views import Claim
 from vespera_exec.errors import LeaseLost, StoreUnavailable
 
 if TYPE_CHECKING:

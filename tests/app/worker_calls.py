@@ -11,7 +11,7 @@ import anyio
 
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Execute, Handle
-from vespera_exec.app.worker_views import Claim, Claimed, Conclude, Concluded, Report, Reported
+from vespera_exec.app.workers.views import Claim, Claimed, Conclude, Concluded, Report, Reported
 from vespera_exec.model.principal import Caller
 
 Opening = Callable[..., AbstractAsyncContextManager[Vespera]]

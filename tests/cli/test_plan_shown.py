@@ -7,10 +7,10 @@ from typing import Any
 
 from cli_harness import Screen
 
-from vespera_exec.cli import plan_drawing
-from vespera_exec.cli.plan_block import MOST_LINES, Block
-from vespera_exec.cli.plan_drawing import Drawn
-from vespera_exec.cli.plan_state import PlanShown
+from vespera_exec.cli.plans import drawing as plan_drawing
+from vespera_exec.cli.plans.block import MOST_LINES, Block
+from vespera_exec.cli.plans.drawing import Drawn
+from vespera_exec.cli.plans.state import PlanShown
 
 HOSTILE = 'x\x1b[31m\ny"]; click'
 

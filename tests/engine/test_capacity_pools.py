@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vespera_exec.engine.capacity import PATIENCE_SECONDS, CapacityPools
+from vespera_exec.engine.capacity.pools import PATIENCE_SECONDS, CapacityPools
 from vespera_exec.errors import CapacityTooLarge, CapacityUnknown, InvalidInput
 from vespera_exec.model.capacity import CapacityRequirement, Pool, requirements
 

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from vespera_exec.app import plugins
-from vespera_exec.engine.recovery_strategies import (
+from vespera_exec.engine.plans.strategies import (
     Decision,
     NetworkTimeoutRecovery,
     RecoveryContext,
@@ -21,12 +21,12 @@ from vespera_exec.engine.recovery_strategies import (
     decided,
 )
 from vespera_exec.errors import Conflict, ExecutionError, InvalidInput
-from vespera_exec.model.board import PlanBoard
 from vespera_exec.model.enums import RecoveryAction, StepStatus
-from vespera_exec.model.plan import ExecutionPlan, Fallback, PlanStep
-from vespera_exec.model.restoring import ExecutionState, state_of_plan
+from vespera_exec.model.plans.board import PlanBoard
+from vespera_exec.model.plans.plan import ExecutionPlan, Fallback, PlanStep
+from vespera_exec.model.plans.restoring import ExecutionState, state_of_plan
+from vespera_exec.model.plans.steps import StepState
 from vespera_exec.model.session import ExecutionSession
-from vespera_exec.model.steps import StepState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

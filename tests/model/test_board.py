@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from model_harness import START, HandClock, KeptLog, undone
 
 from vespera_exec.errors import InvalidInput, InvalidProgress, InvalidTransitionError, NotFound
-from vespera_exec.model.board import MAX_MESSAGE, PlanBoard
 from vespera_exec.model.enums import EventType, ExecutionStatus, MessageLevel, StepStatus
 from vespera_exec.model.events import ExecutionEvent
 from vespera_exec.model.ledger import Batch, CheckpointRecord, Ledger
-from vespera_exec.model.plan import PLAN_ROLE, ExecutionPlan, PlanStep
-from vespera_exec.model.plan_check import checked
+from vespera_exec.model.plans.board import MAX_MESSAGE, PlanBoard
+from vespera_exec.model.plans.check import checked
+from vespera_exec.model.plans.plan import PLAN_ROLE, ExecutionPlan, PlanStep
+from vespera_exec.model.plans.steps import PlanState, StepState
 from vespera_exec.model.session import ExecutionSession
-from vespera_exec.model.steps import PlanState, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable

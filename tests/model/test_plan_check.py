@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from vespera_exec.errors import InvalidInput, InvalidPlan
 from vespera_exec.model.capacity import CapacityRequirement
 from vespera_exec.model.inputs import MAX_MESSAGE_CHARACTERS
-from vespera_exec.model.plan import (
+from vespera_exec.model.plans.as_json import plan_from_dict, plan_to_dict, step_from_dict, step_to_dict
+from vespera_exec.model.plans.check import MAX_DEPENDENCIES, MAX_PROBLEMS, checked
+from vespera_exec.model.plans.plan import (
     MAX_PARALLEL,
     MAX_STEPS,
     PLAN_ROLE,
@@ -22,8 +24,6 @@ from vespera_exec.model.plan import (
     PlanStep,
     StepRetries,
 )
-from vespera_exec.model.plan_check import MAX_DEPENDENCIES, MAX_PROBLEMS, checked
-from vespera_exec.model.plan_json import plan_from_dict, plan_to_dict, step_from_dict, step_to_dict
 
 
 def plan(*steps: PlanStep, **more: Any) -> ExecutionPlan:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vespera_exec.errors import ExecutionError, InvalidReference, MissingReference
 from vespera_exec.model.enums import StepStatus
-from vespera_exec.model.references import (
+from vespera_exec.model.plans.references import (
     MAX_PATH,
     MAX_REFERENCES,
     NULL,
@@ -22,10 +22,10 @@ from vespera_exec.model.references import (
     references,
     resolve,
 )
-from vespera_exec.model.steps import StepState
+from vespera_exec.model.plans.steps import StepState
 
 if TYPE_CHECKING:
-    from vespera_exec.model.references import Lookup
+    from vespera_exec.model.plans.references import Lookup
 
 OUTPUT = {"files": ["a.py", "b.py"], "size": 3, "note": None, "deep": {"x": [{"y": "found"}]}, "7": "seven"}
 

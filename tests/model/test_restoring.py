@@ -13,12 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vespera_exec.errors import InvalidInput, InvalidTransitionError
-from vespera_exec.model.board import PlanBoard
 from vespera_exec.model.enums import EventType, StepStatus
-from vespera_exec.model.plan import ExecutionPlan, PlanStep
-from vespera_exec.model.progress import Progress
-from vespera_exec.model.replay import replayed
-from vespera_exec.model.restoring import (
+from vespera_exec.model.plans.board import PlanBoard
+from vespera_exec.model.plans.plan import ExecutionPlan, PlanStep
+from vespera_exec.model.plans.restoring import (
     BoardReplay,
     ExecutionCheckpoint,
     ExecutionState,
@@ -27,11 +25,13 @@ from vespera_exec.model.restoring import (
     state_of_task,
     states_at,
 )
+from vespera_exec.model.progress import Progress
+from vespera_exec.model.replay import replayed
 from vespera_exec.model.session import ExecutionSession
 
 if TYPE_CHECKING:
     from vespera_exec.model.events import ExecutionEvent
-    from vespera_exec.model.steps import StepState
+    from vespera_exec.model.plans.steps import StepState
 
 S = StepStatus
 IDS = ("a", "b", "c")

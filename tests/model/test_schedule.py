@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vespera_exec.model.enums import StepStatus
-from vespera_exec.model.plan import ExecutionPlan, PlanStep
-from vespera_exec.model.plan_check import checked
-from vespera_exec.model.schedule import Schedule, levels, ready
-from vespera_exec.model.steps import StepState
+from vespera_exec.model.plans.check import checked
+from vespera_exec.model.plans.plan import ExecutionPlan, PlanStep
+from vespera_exec.model.plans.schedule import Schedule, levels, ready
+from vespera_exec.model.plans.steps import StepState
 
 if TYPE_CHECKING:
     import random

@@ -11,7 +11,7 @@ from asking_roles import asks_once
 from mcp_doors import in_loop
 from token_place import Place, opened
 
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.views import ExecutePlan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

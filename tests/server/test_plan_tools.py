@@ -11,7 +11,7 @@ from asking_roles import User, accept, asks_once
 from mcp_doors import IN_MEMORY, KINDS, ME, Doors, Kind, call, eventually, in_loop, opened, refused, text_of
 from task_peers import WAYS, Way, connected, settled
 
-from vespera_exec.app.plan_views import ExecutePlan
+from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.model.principal import Caller
 
 if TYPE_CHECKING:

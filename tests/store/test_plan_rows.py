@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 from stored import content, opened
 
 from vespera_exec.errors import InvalidTransitionError, StoreError
-from vespera_exec.model.board import PlanBoard
 from vespera_exec.model.enums import ExecutionStatus, StepStatus, TaskStatus
 from vespera_exec.model.inputs import Question
 from vespera_exec.model.ledger import CacheRecord, RequestRecord, ResultRecord
-from vespera_exec.model.plan import PLAN_ROLE, ExecutionPlan, PlanStep
+from vespera_exec.model.plans.board import PlanBoard
+from vespera_exec.model.plans.plan import PLAN_ROLE, ExecutionPlan, PlanStep
 from vespera_exec.model.task import Task
 from vespera_exec.store.damage import examine
 
 if TYPE_CHECKING:
+    from vespera_exec.model.plans.steps import StepState
     from vespera_exec.model.session import ExecutionSession
-    from vespera_exec.model.steps import StepState
     from vespera_exec.store.store import Store
 
 

@@ -12,11 +12,11 @@ import anyio
 import pytest
 
 from vespera_exec.errors import Fenced
-from vespera_exec.model.board import PlanBoard
 from vespera_exec.model.clock import Clock
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.ledger import CacheRecord, ResultRecord
-from vespera_exec.model.plan import PLAN_ROLE, ExecutionPlan, PlanStep
+from vespera_exec.model.plans.board import PlanBoard
+from vespera_exec.model.plans.plan import PLAN_ROLE, ExecutionPlan, PlanStep
 from vespera_exec.model.task import Task
 from vespera_exec.settings import Settings
 from vespera_exec.store import database

@@ -11,10 +11,10 @@ import orjson
 
 from vespera_exec.app import present, views
 from vespera_exec.app.callers import require
-from vespera_exec.app.capacity import Capacity
-from vespera_exec.app.executions import Executions
+from vespera_exec.app.capacity.capacity import Capacity
+from vespera_exec.app.executions.reading import Executions
 from vespera_exec.app.following import Following
-from vespera_exec.app.plan_reading import PlanReading, executes_plan
+from vespera_exec.app.plans.reading import PlanReading, executes_plan
 from vespera_exec.app.runs import Runs
 from vespera_exec.errors import Conflict, InvalidInput
 from vespera_exec.model.enums import RESOURCE_UNITS, ExecutionStatus, TaskStatus
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from roles.registry import RoleRegistry
-    from vespera_exec.app.plan_views import StepPage
+    from vespera_exec.app.plans.views import StepPage
     from vespera_exec.app.starting import Starter
     from vespera_exec.app.tasks import Found, LiveTasks
     from vespera_exec.engine.engine import Engine

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vespera_exec.app import present, views
-from vespera_exec.app.plan_reading import executes_plan
+from vespera_exec.app.plans.reading import executes_plan
 from vespera_exec.app.tasks import meant
 from vespera_exec.errors import InvalidInput
 from vespera_exec.model.enums import ExecutionStatus
@@ -15,7 +15,7 @@ from vespera_exec.model.inputs import Answer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vespera_exec.app.plan_reading import PlanReading
+    from vespera_exec.app.plans.reading import PlanReading
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
     from vespera_exec.model.principal import Caller

@@ -15,7 +15,7 @@ import anyio
 from roles.registry import RoleRegistry
 from vespera_exec import paths
 from vespera_exec.app.access import Access
-from vespera_exec.app.capacity_file import configured_pools
+from vespera_exec.app.capacity.file import configured_pools
 from vespera_exec.app.owning import check_unserved, taken_by_daemon
 from vespera_exec.app.plugins import strategies
 from vespera_exec.app.recovery import Recovery
@@ -24,9 +24,9 @@ from vespera_exec.app.starting import Starter
 from vespera_exec.app.tasks import LiveTasks
 from vespera_exec.app.tokens import default_token
 from vespera_exec.app.trust import derived_key, made_here
-from vespera_exec.engine.capacity import CapacityPools
-from vespera_exec.engine.checkpoints import CheckpointReader
+from vespera_exec.engine.capacity.pools import CapacityPools
 from vespera_exec.engine.engine import Engine, EngineOptions
+from vespera_exec.engine.plans.checkpoints import CheckpointReader
 from vespera_exec.engine.proctree import become_subreaper, sweep
 from vespera_exec.errors import DaemonUnavailable
 from vespera_exec.model.clock import SYSTEM_CLOCK

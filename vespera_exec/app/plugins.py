@@ -7,13 +7,13 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
-from vespera_exec.engine.recovery_strategies import Strategies
+from vespera_exec.engine.plans.strategies import Strategies
 from vespera_exec.errors import VesperaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vespera_exec.engine.recovery_strategies import RecoveryStrategy
+    from vespera_exec.engine.plans.strategies import RecoveryStrategy
     from vespera_exec.model.progress import CustomMetric
 
 METRICS = "vespera_exec.progress_metrics"

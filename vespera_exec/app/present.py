@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vespera_exec.app import views
 from vespera_exec.model.enums import RESOURCE_UNITS, ExecutionPhase, ExecutionStatus, ResourceType
 from vespera_exec.model.events import Json, mapping
-from vespera_exec.model.plan import PLAN_ROLE
+from vespera_exec.model.plans.plan import PLAN_ROLE
 from vespera_exec.model.progress import Progress, measured
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from roles.execution import APPROVAL
-from vespera_exec.app.step_limits import adapted
+from vespera_exec.app.plans.step_limits import adapted
 from vespera_exec.errors import ExecutionError, InvalidInput, InvalidTransitionError, RoleNotFound
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
-from vespera_exec.model.plan import PLAN_ROLE
+from vespera_exec.model.plans.plan import PLAN_ROLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from roles.definition import Role
     from roles.registry import RoleRegistry
+    from vespera_exec.app.plans.steps import PlanJobs
     from vespera_exec.app.starting import Starter
-    from vespera_exec.app.steps import PlanJobs
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
     from vespera_exec.engine.jobs import Job

@@ -13,15 +13,15 @@ from vespera_exec import __version__
 from vespera_exec.app import checks, doctor, handles, present, views
 from vespera_exec.app.answers import Answers
 from vespera_exec.app.callers import require, require_local
-from vespera_exec.app.checkpoints import Checkpoints
-from vespera_exec.app.dead_letters import DeadLetters
+from vespera_exec.app.checkpoints.checkpoints import Checkpoints
+from vespera_exec.app.dead_letters.dead_letters import DeadLetters
 from vespera_exec.app.inputs import Inputs
 from vespera_exec.app.pausing import Pausing
-from vespera_exec.app.plans import Plans
-from vespera_exec.app.step_cache import StepCache
+from vespera_exec.app.plans.plans import Plans
+from vespera_exec.app.plans.step_cache import StepCache
 from vespera_exec.app.tasks import meant
 from vespera_exec.app.token_views import Visitor
-from vespera_exec.app.workers import Workers
+from vespera_exec.app.workers.workers import Workers
 from vespera_exec.errors import (
     InvalidInput,
     RoleNotFound,
@@ -30,7 +30,7 @@ from vespera_exec.errors import (
 )
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import ExecutionStatus
-from vespera_exec.model.plan import PLAN_ROLE
+from vespera_exec.model.plans.plan import PLAN_ROLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

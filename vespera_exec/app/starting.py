@@ -14,8 +14,8 @@ import orjson
 from roles.execution import RoleExecutor
 from roles.runners.external import Shifts
 from vespera_exec.app import checks, views
-from vespera_exec.app.step_limits import adapted, retry_rule
-from vespera_exec.engine.capacity import CapacityPools
+from vespera_exec.app.plans.step_limits import adapted, retry_rule
+from vespera_exec.engine.capacity.pools import CapacityPools
 from vespera_exec.engine.jobs import Job, Policy
 from vespera_exec.engine.work import WorkerNeeded
 from vespera_exec.errors import AlreadyExecuting, Conflict, InvalidInput, PermissionDenied
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from roles.definition import Role
     from roles.registry import RoleRegistry
-    from vespera_exec.app import plan_views
+    from vespera_exec.app.plans import views as plan_views
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.work import Work, WorkResult
     from vespera_exec.model.ledger import IdempotencyRecord

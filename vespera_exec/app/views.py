@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from vespera_exec.app.plan_views import PlanSummary
+from vespera_exec.app.plans.views import PlanSummary
 from vespera_exec.app.shapes import Json, Request, View
 
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vespera_exec import __version__
-from vespera_exec.cli import answering, capacity, checkpoints, dead, output, pages, plans, tokens, upkeep, watching
+from vespera_exec.cli import answering, capacity, checkpoints, dead, output, pages, tokens, upkeep, watching
 from vespera_exec.cli import daemon as daemon_commands
 from vespera_exec.cli.client import LONG_WAIT_MS, Daemon, DaemonError, data_directory, segment
+from vespera_exec.cli.plans import commands as plans
 from vespera_exec.errors import VesperaError
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def run(
         key=key,
     )
     if plan_file is not None:
-        from vespera_exec.cli import plan_running
+        from vespera_exec.cli.plans import running as plan_running
 
         if role is not None or command is not None or given:
             raise click.UsageError("a plan takes variables (--set), and neither a role, nor inputs, nor a command")

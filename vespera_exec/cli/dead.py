@@ -8,7 +8,7 @@ import click
 
 from vespera_exec.cli import output
 from vespera_exec.cli.client import Daemon, data_directory
-from vespera_exec.cli.plan_state import failure
+from vespera_exec.cli.plans.state import failure
 from vespera_exec.cli.text import age, shown, table
 from vespera_exec.errors import InvalidInput
 

@@ -6,9 +6,9 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from vespera_exec.cli import plan_pages
 from vespera_exec.cli.output import colour
-from vespera_exec.cli.plan_state import waiting
+from vespera_exec.cli.plans import pages as plan_pages
+from vespera_exec.cli.plans.state import waiting
 from vespera_exec.cli.questions import asked
 from vespera_exec.cli.state import eta_text
 from vespera_exec.cli.text import age, duration, percent, shown, size, table

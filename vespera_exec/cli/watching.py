@@ -52,9 +52,9 @@ def _seen(daemon: Daemon, view: Json) -> tuple[Shown, Display]:
         state: Shown = Shown(str(view["title"]), sessions=sessions)
         state.take_status(view)
         return state, display()
-    from vespera_exec.cli.plan_display import plan_display
-    from vespera_exec.cli.plan_state import PlanShown
-    from vespera_exec.cli.plans import all_steps
+    from vespera_exec.cli.plans.commands import all_steps
+    from vespera_exec.cli.plans.display import plan_display
+    from vespera_exec.cli.plans.state import PlanShown
 
     plan = PlanShown(str(view["title"]), sessions=sessions, total=view["plan"]["steps"])
     plan.take_status(view)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import anyio
 
-from vespera_exec.engine.capacity import CapacityPools
-from vespera_exec.engine.capacity_grants import CLAIM_SECONDS, Grants
+from vespera_exec.engine.capacity.grants import CLAIM_SECONDS, Grants
+from vespera_exec.engine.capacity.pools import CapacityPools
 from vespera_exec.engine.claims import ClaimQueue
 from vespera_exec.engine.endings import Endings
 from vespera_exec.engine.jobs import Job, Run
 from vespera_exec.engine.measuring import Measuring
+from vespera_exec.engine.plans.strategies import Strategies
 from vespera_exec.engine.queue import WaitingQueue
-from vespera_exec.engine.recovery_strategies import Strategies
 from vespera_exec.engine.running import OutputSink, RunningExecution
 from vespera_exec.errors import ExecutionError, InvalidInput, StoreUnavailable, VesperaError
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from vespera_exec.engine.checkpoints import CheckpointReader
     from vespera_exec.engine.measuring import Sampler
-    from vespera_exec.engine.plans import Coordinator
+    from vespera_exec.engine.plans.checkpoints import CheckpointReader
+    from vespera_exec.engine.plans.coordinator import Coordinator
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.store.writer import Sample as StoredSample
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
-    from vespera_exec.engine.plans import Coordinator
+    from vespera_exec.engine.plans.coordinator import Coordinator
     from vespera_exec.engine.work import RetryRule, Work, WorkResult
     from vespera_exec.model.capacity import CapacityRequirement
     from vespera_exec.model.events import Json

@@ -10,9 +10,9 @@ from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.events import ExecutionEvent, Json, recorded_event
 from vespera_exec.model.jsonable import clean_text
 from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.plans.steps import PlanState, StepState
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
-from vespera_exec.model.steps import PlanState, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -14,10 +14,10 @@ import orjson
 from vespera_exec.errors import StoreDamaged, StoreError
 from vespera_exec.model.events import ExecutionEvent
 from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.plans.steps import PlanState, StepState
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
 from vespera_exec.model.replay import replayed, replayed_task
-from vespera_exec.model.steps import PlanState, StepState
 from vespera_exec.store import database as files
 from vespera_exec.store.encoding import UNREADABLE, micros
 

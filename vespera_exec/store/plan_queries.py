@@ -10,8 +10,8 @@ import orjson
 from vespera_exec.model.enums import EventType, StepStatus
 from vespera_exec.model.ledger import CheckpointRecord
 from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.plans.steps import PlanState, StepState
 from vespera_exec.model.record import TaskRecord
-from vespera_exec.model.steps import PlanState, StepState
 from vespera_exec.store.encoding import moment_of
 from vespera_exec.store.reading import EVENTS, Page, Reader, Where, go_on, token_of
 

@@ -11,8 +11,8 @@ from vespera_exec.store.encoding import encode, encode_progress, micros
 if TYPE_CHECKING:
     from vespera_exec.model.inputs import Question
     from vespera_exec.model.ledger import CheckpointRecord, ResultRecord
+    from vespera_exec.model.plans.steps import PlanState, StepState
     from vespera_exec.model.progress import Progress
-    from vespera_exec.model.steps import PlanState, StepState
 
 SqlRow = tuple[Any, ...]
 

@@ -23,9 +23,9 @@ from vespera_exec.model.ledger import (
     Row,
 )
 from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.plans.steps import PlanState, StepState
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
-from vespera_exec.model.steps import PlanState, StepState
 from vespera_exec.store import database, statements
 from vespera_exec.store.encoding import encode, encode_event, micros, with_cursor
 from vespera_exec.store.feed import StoredEvent

@@ -22,7 +22,7 @@ from vespera_exec.app.views import (
     Request,
     View,
 )
-from vespera_exec.app.worker_views import Claim, Conclude, Report
+from vespera_exec.app.workers.views import Claim, Conclude, Report
 from vespera_exec.server.http import requests
 from vespera_exec.server.http.answering import id_of, json, route
 from vespera_exec.server.http.plan_routes import PlanRoutes

@@ -9,9 +9,9 @@ from pydantic import Field
 from starlette.responses import Response
 
 from vespera_exec.app.callers import current_caller, require
-from vespera_exec.app.checkpoint_views import NewCheckpoint, Restore
-from vespera_exec.app.dead_letter_views import DecideDeadLetters
-from vespera_exec.app.plan_views import CheckPlan, ExecutePlan
+from vespera_exec.app.checkpoints.views import NewCheckpoint, Restore
+from vespera_exec.app.dead_letters.views import DecideDeadLetters
+from vespera_exec.app.plans.views import CheckPlan, ExecutePlan
 from vespera_exec.app.shapes import Request
 from vespera_exec.server.http import requests
 from vespera_exec.server.http.answering import id_of, json, route
@@ -86,7 +86,7 @@ class PlanRoutes:
         return json(await self._vespera.plans.check(current_caller.get(), asked))
 
     async def schema(self, request: HttpRequest) -> Response:
-        from vespera_exec.app.plan_files import plan_schema
+        from vespera_exec.app.plans.files import plan_schema
 
         requests.query(request, _Nothing)
         require(current_caller.get(), "read")

@@ -13,7 +13,7 @@ from vespera_exec.model.enums import ExecutionStatus
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from vespera_exec.app.plan_views import StepPage
+    from vespera_exec.app.plans.views import StepPage
     from vespera_exec.app.views import InputView, Json, Result, Run, Status, View
     from vespera_exec.errors import VesperaError
 

@@ -9,7 +9,7 @@ import orjson
 from pydantic import Field
 
 from vespera_exec.app import views
-from vespera_exec.app.plan_views import ExecutePlan, PlanProblem
+from vespera_exec.app.plans.views import ExecutePlan, PlanProblem
 from vespera_exec.app.replies import by_key
 from vespera_exec.errors import RunExpired
 from vespera_exec.server.mcp import answers

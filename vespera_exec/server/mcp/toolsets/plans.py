@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from vespera_exec.app import capacity_views, checkpoint_views, dead_letter_views, plan_views, views
+from vespera_exec.app import views
+from vespera_exec.app.capacity import views as capacity_views
+from vespera_exec.app.checkpoints import views as checkpoint_views
+from vespera_exec.app.dead_letters import views as dead_letter_views
+from vespera_exec.app.plans import views as plan_views
 from vespera_exec.server.mcp import answers
 from vespera_exec.server.mcp.tooling import Call, ToolPlan
 from vespera_exec.server.mcp.toolsets.core import MAX_WAIT_MS, Nothing, OneTask

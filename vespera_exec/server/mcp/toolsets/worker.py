@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vespera_exec.app import worker_views as views
+from vespera_exec.app.workers import views
 from vespera_exec.server.mcp import answers
 from vespera_exec.server.mcp.tooling import Call, ToolPlan
 

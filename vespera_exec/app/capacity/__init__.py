@@ -1,0 +1,1 @@
+"""Shared capacity, as the settings name it and as it is shown."""

@@ -1,0 +1,1 @@
+"""Places that an execution can go back to."""

@@ -1,0 +1,1 @@
+"""What has failed for good, and how it is put back."""

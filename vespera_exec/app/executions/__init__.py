@@ -1,0 +1,1 @@
+"""The engine interface of document 003, for Python programs."""

@@ -1,0 +1,1 @@
+"""Plans: what may be asked of them, their files, and the tasks of their steps."""

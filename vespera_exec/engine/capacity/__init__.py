@@ -1,0 +1,1 @@
+"""Shared capacity: the pools, and whose turn it is."""

@@ -1,0 +1,1 @@
+"""Executes plans: the coordinator, what decides about failed steps, where a plan may go back to."""

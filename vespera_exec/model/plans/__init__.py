@@ -1,0 +1,1 @@
+"""Plans, and where their steps stand."""

@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 
 @pytest.mark.promise("plans")
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_however_often_the_owner_is_killed_each_step_is_done_once_and_in_its_turn(tmp_path: Path, seed: int) -> None:
     killed_again_and_again(tmp_path, Random(seed), kills=2, plans=3)
 

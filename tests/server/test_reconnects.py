@@ -263,7 +263,10 @@ def test_a_follower_cut_off_at_random_hears_everything_once_over_a_killed_daemon
 
 
 @pytest.mark.promise("reconnect")
-@pytest.mark.parametrize("door", [sse, long_poll, mcp_socket, mcp_http])
+@pytest.mark.parametrize(
+    "door",
+    [sse, pytest.param(long_poll, marks=pytest.mark.full), pytest.param(mcp_socket, marks=pytest.mark.full), mcp_http],
+)
 def test_a_follower_of_a_run_that_asks_hears_question_and_answer_once_over_a_killed_daemon_too(
     place: Place, door: Door
 ) -> None:

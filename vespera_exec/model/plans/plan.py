@@ -39,7 +39,7 @@ class Fallback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanStep:
-    """One step. `inputs` may hold references (`model.references`), which are dependencies too."""
+    """One step. `inputs` may hold references (`model.plans.references`), which are dependencies too."""
 
     id: str
     role: str

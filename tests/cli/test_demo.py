@@ -59,6 +59,7 @@ def test_the_demo_shows_everything_and_leaves_nothing_behind(fresh: Cli, tempora
     assert not fresh.data_dir.exists()
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("temporary")
 def test_the_demo_draws_its_bar_on_an_empty_folder_and_needs_no_path(fresh: Cli) -> None:
     with fresh.terminal("demo", columns=120, PATH="/usr/bin:/bin") as terminal:

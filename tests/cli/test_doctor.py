@@ -88,6 +88,7 @@ def test_a_log_that_was_changed_is_found_beside_the_daemon(fresh: Cli) -> None:
     assert "event 3 does not match its checksum" in found["database"]["what"]
 
 
+@pytest.mark.full
 def test_who_holds_the_directory_is_named(fresh: Cli) -> None:
     with OwnerLock.acquire(fresh.data_dir, purpose="library"):
         code, found = checked(fresh)

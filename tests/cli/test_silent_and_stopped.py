@@ -94,6 +94,7 @@ def test_whoever_meets_a_daemon_that_does_not_answer_is_soon_told_how_to_end_it(
     assert time.monotonic() - began < 13
 
 
+@pytest.mark.full
 @pytest.mark.timeout(60)
 def test_a_daemon_that_is_stuck_and_has_lost_its_lock_is_ended_with_now(stuck: tuple[Cli, int]) -> None:
     cli, pid = stuck

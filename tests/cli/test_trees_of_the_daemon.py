@@ -59,7 +59,9 @@ def pids_of(cli: Cli) -> dict[str, int]:
     return {"daemon": daemon, "guardian": guardian, "shim": shim}
 
 
-@pytest.mark.parametrize("kind", ["daemonized", "vanished", "respawner", *REST])
+@pytest.mark.parametrize(
+    "kind", ["daemonized", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("vanished", "respawner")), *REST]
+)
 @pytest.mark.parametrize(
     "victims", [pytest.param(("daemon",), marks=pytest.mark.full), ("daemon", "shim")], ids=" and ".join
 )

@@ -62,7 +62,7 @@ def test_an_answer_that_was_acknowledged_at_the_moment_of_death_is_kept(place: P
 
 
 @pytest.mark.promise("answers")
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_whenever_the_owner_is_killed_no_answer_is_lost_or_taken_twice(place: Path, seed: int) -> None:
     killed_again_and_again(place, random.Random(seed), kills=3)
 

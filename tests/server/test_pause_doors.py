@@ -222,7 +222,7 @@ async def test_a_run_that_was_left_paused_stays_so_under_the_next_owner_until_it
     settings, began = resuming(tmp_path), tmp_path / "began"
     async with Vespera.open(settings=settings) as first:
         handle = await started(first, role="resuming")
-        await eventually(began.exists)
+        await eventually(lambda: began.exists() and began.read_text() != "")
         assert (await first.pause(ME, handle.task_id, reason="Lunch")).status == "paused"
     (tmp_path / "go").touch()
     async with Vespera.open(settings=settings) as second:
@@ -241,7 +241,7 @@ async def test_a_run_that_waits_for_a_slot_to_go_on_can_be_paused_and_cancelled_
     settings, began = resuming(tmp_path), tmp_path / "began"
     async with Vespera.open(settings=settings) as first:
         handle = await started(first, role="resuming")
-        await eventually(began.exists)
+        await eventually(lambda: began.exists() and began.read_text() != "")
         await first.pause(ME, handle.task_id)
     async with Vespera.open(settings=settings) as second:
         beside = await started(second, role="resuming")

@@ -6,23 +6,20 @@ import sys
 from typing import TYPE_CHECKING, cast
 
 from vespera_exec.cli import output
+from vespera_exec.cli.display import Lines
 from vespera_exec.cli.state import ENDED
 
 if TYPE_CHECKING:
-    from typing import TextIO
-
     from vespera_exec.cli.display import Display
     from vespera_exec.cli.plans.state import PlanShown
     from vespera_exec.cli.state import Shown
 
 
-class PlanLines:
+class PlanLines(Lines):
     """Lines on stderr: one per status of the plan and per event of a step; none when `quiet`."""
 
-    moving = False
-
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
+        super().__init__(quiet=quiet)
         self._status = ""
 
     def update(self, state: Shown) -> None:
@@ -33,16 +30,6 @@ class PlanLines:
         if plan.status != self._status and plan.status not in ENDED:
             self._status = plan.status
             self.say(f"vespera-exec: {plan.line()}")
-
-    def output(self, stream: TextIO, text: str) -> None:
-        output.raw(stream, text)
-
-    def say(self, text: str) -> None:
-        if not self._quiet:
-            output.remark(text)
-
-    def close(self) -> None:
-        pass
 
 
 def plan_display(*, quiet: bool = False) -> Display:

@@ -76,9 +76,9 @@ async def serve(folder: Path) -> None:
             await serve_connection(lowlevel(server), connection)
 
         async with (
-            mcp_over_http(server) as routes,
+            mcp_over_http(server) as mcp,
             serve_http(
-                build_http_app(vespera, mcp_routes=routes),
+                build_http_app(vespera, mcp=mcp),
                 tcp=("127.0.0.1", 0),
                 token=TOKEN,
                 body_limit=settings.body_limit_bytes,

@@ -31,12 +31,10 @@ async def served(folder: Path, port: int = 0) -> AsyncGenerator[str]:
     """The URL of the MCP endpoint, on loopback, while the block runs. The data directory is made in `folder`."""
     settings = Settings.load({"HOME": str(folder)}, data_dir=folder / "data", roles_dir=folder / "roles")
     with socket.create_server(("127.0.0.1", port)) as bound:
-        async with Vespera.open(settings=settings) as vespera, mcp_over_http(conformance_server(vespera)) as routes:
+        async with Vespera.open(settings=settings) as vespera, mcp_over_http(conformance_server(vespera)) as mcp:
             own = bound.getsockname()[1]
             door = TcpDoor(token=_TOKEN, port=own)
-            app = _Tokened(
-                Guard(build_http_app(vespera, mcp_routes=routes), door, body_limit=settings.body_limit_bytes)
-            )
+            app = _Tokened(Guard(build_http_app(vespera, mcp=mcp), door, body_limit=settings.body_limit_bytes))
             async with _listening(app, bound):
                 yield f"http://127.0.0.1:{own}/mcp"
 

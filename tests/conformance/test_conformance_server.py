@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-WITHIN = 20
+WITHIN = 60
 DISCOVER: dict[str, Any] = {
     "jsonrpc": "2.0",
     "id": 1,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import orjson
+from deadlines import WITHIN
 from mcp import Client
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
@@ -39,7 +40,6 @@ OVER_HTTP: tuple[Kind, ...] = ("http-modern", "http-legacy", "sse")
 ME = Caller(cwd="/")
 TOKEN = "a-token-for-tests-only"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-WITHIN = 20
 
 
 def in_loop(work: Callable[..., Any], name: str, **policy: Any) -> Role:
@@ -112,10 +112,10 @@ async def opened(
         server = build_mcp_server(vespera, heartbeat_seconds=heartbeat_seconds)
         url = None
         if http:
-            routes = await stack.enter_async_context(mcp_over_http(server))
+            mcp = await stack.enter_async_context(mcp_over_http(server))
             listeners = await stack.enter_async_context(
                 serve_http(
-                    build_http_app(vespera, mcp_routes=routes),
+                    build_http_app(vespera, mcp=mcp),
                     tcp=("127.0.0.1", 0),
                     token=TOKEN,
                     named=vespera.access,
@@ -160,7 +160,7 @@ async def waiting(vespera: Vespera, task_id: str, event_type: str) -> None:
     cursor = 0
     with anyio.fail_after(WITHIN):
         while True:
-            page = await vespera.read_events(ME, task_id, cursor=cursor, wait_ms=5000)
+            page = await vespera.read_events(ME, task_id, cursor=cursor, wait_ms=25_000)
             if any(event["type"] == event_type for event in page.events):
                 return
             cursor = page.next_cursor
@@ -168,7 +168,7 @@ async def waiting(vespera: Vespera, task_id: str, event_type: str) -> None:
 
 async def eventually(claim: Callable[[], bool]) -> None:
     """Returns when `claim` is true; fails after a deadline."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(WITHIN):
         while True:
             if claim():
                 return

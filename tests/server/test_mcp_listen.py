@@ -6,7 +6,6 @@ import asyncio
 import socket
 import tempfile
 from contextlib import AsyncExitStack, closing
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import anyio
 import orjson
 import pytest
 from daemon_place import Place
+from deadlines import WITHIN
 from mcp_doors import ME, TOKEN, Doors, eventually, in_loop, opened
 from task_peers import (
     KNOWS_TASKS,
@@ -31,7 +31,7 @@ from task_peers import (
 
 from vespera_exec.app.views import Execute
 from vespera_exec.model.principal import Caller
-from vespera_exec.server.mcp.listening import Listening, listen_streams
+from vespera_exec.server.mcp.listening import Listening, close_streams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -56,9 +56,9 @@ async def peer(doors: Doors, request: pytest.FixtureRequest) -> AsyncIterator[Pe
         yield peer
 
 
-async def heard(stream: AsyncIterator[dict[str, Any]], within: float = 5) -> dict[str, Any]:
+async def heard(stream: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
     """The params of the next `notifications/tasks`; nothing else may come before it."""
-    with anyio.fail_after(within):
+    with anyio.fail_after(WITHIN):
         message = await anext(stream)
     assert message["method"] == "notifications/tasks"
     return message["params"]
@@ -66,7 +66,7 @@ async def heard(stream: AsyncIterator[dict[str, Any]], within: float = 5) -> dic
 
 async def acknowledged(stream: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
     """What the first message on a stream says has been agreed."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(WITHIN):
         message = await anext(stream)
     assert message["method"] == "notifications/subscriptions/acknowledged"
     assert message["params"]["_meta"][SUBSCRIPTION]
@@ -120,23 +120,32 @@ async def test_progress_is_told_now_and_then_the_last_of_it_always(doors: Doors,
 
     doors.vespera.roles.add(in_loop(busy, "busy"))
     made = await execute(peer, title="busy", role="busy")
-    told: list[tuple[float, dict[str, Any]]] = []
+    told: list[dict[str, Any]] = []
+    began = anyio.current_time()
     async with peer.listen(taskIds=[made["taskId"]]) as stream:
         await acknowledged(stream)
-        while not told or "step 100" not in told[-1][1]["statusMessage"]:
-            task = await heard(stream)
-            told.append((anyio.current_time(), task))
+        while not told or "step 100" not in told[-1]["statusMessage"]:
+            told.append(await heard(stream))
+        took = anyio.current_time() - began
         doors.gate.open.set()
         end = await heard(stream)
         while end["status"] == "working":
             end = await heard(stream)
-    assert all(later - sooner > 0.1 for (sooner, _), (later, _) in pairwise(told))
-    percentages = [task["_meta"]["vespera-exec/progress"]["percentage"] for _, task in told]
+    # However late they are heard: so many cannot have been said in this time.
+    assert len(told) <= 1 + took / 0.19
+    percentages = [task["_meta"]["vespera-exec/progress"]["percentage"] for task in told]
     assert percentages == sorted(percentages)
     assert end["status"] == "completed"
 
 
+def listening_of(doors: Doors) -> Listening:
+    (listening,) = (each for each in doors.server.middleware if isinstance(each, Listening))
+    return listening
+
+
 async def test_a_question_and_the_end_do_not_wait_for_their_turn(doors: Doors, peer: Peer) -> None:
+    listening_of(doors)._every_seconds = 3600.0  # pyright: ignore[reportPrivateUsage]
+
     async def asking(context: Any) -> str:
         context.progress(50, "half")
         return context.ask("sure", "Are you sure?").action
@@ -150,11 +159,9 @@ async def test_a_question_and_the_end_do_not_wait_for_their_turn(doors: Doors, p
             task = await heard(stream)
         assert task["status"] == "input_required"
         assert list(task["inputRequests"]) == ["sure"]
-        began = anyio.current_time()
         await peer.request("tasks/update", taskId=made["taskId"], inputResponses={"sure": {"action": "decline"}})
         while task["status"] != "completed":
             task = await heard(stream)
-        assert anyio.current_time() - began < 1
         assert task["result"]["structuredContent"]["result"] == "decline"
 
 
@@ -171,7 +178,7 @@ async def test_only_tasks_are_told_on_it(doors: Doors, peer: Peer) -> None:
     async with peer.listen(taskIds=[made["taskId"]], toolsListChanged=True) as stream:
         assert (await acknowledged(stream))["toolsListChanged"] is True
         doors.gate.open.set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             async for message in stream:
                 methods.add(message["method"])
                 if message["params"]["status"] == "completed":
@@ -205,7 +212,7 @@ async def test_a_resource_that_shows_a_task_is_told_in_the_same_stream(doors: Do
         assert agreed == {"taskIds": [made["taskId"]], "resourceSubscriptions": wanted}
         doors.gate.open.set()
         seen: set[str] = set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             while seen != {uri, made["taskId"]}:
                 message = await anext(stream)
                 params = message["params"]
@@ -277,8 +284,7 @@ async def test_a_listener_that_does_not_read_holds_up_nobody_and_gets_the_last_s
         await doors.gate.open.wait()
 
     doors.vespera.roles.add(in_loop(loud, "loud"))
-    (listening,) = (each for each in doors.server.middleware if isinstance(each, Listening))
-    listening._every_seconds = 0.0  # pyright: ignore[reportPrivateUsage]
+    listening_of(doors)._every_seconds = 0.0  # pyright: ignore[reportPrivateUsage]
     handle = await doors.vespera.execute_task(ME, Execute(title="loud", role="loud"))
     body = orjson.dumps(
         {
@@ -298,21 +304,19 @@ async def test_a_listener_that_does_not_read_holds_up_nobody_and_gets_the_last_s
     with closing(socket.socket()) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.setblocking(False)
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             loop = asyncio.get_running_loop()
             await loop.sock_connect(deaf, ("127.0.0.1", port))
             await loop.sock_sendall(deaf, head.encode() + body)
         async with connected(doors, "http") as peer:
-            with anyio.fail_after(15):
+            with anyio.fail_after(WITHIN):
                 task = await peer.request("tasks/get", taskId=handle.run_id)
                 while not task["statusMessage"].split(" · ")[-1].startswith("600 "):
-                    began = anyio.current_time()
                     task = await peer.request("tasks/get", taskId=handle.run_id)
-                    assert anyio.current_time() - began < 2
             doors.gate.open.set()
             ended = await settled(peer, handle.run_id)
         received = bytearray()
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             while b'"status":"completed"' not in received:
                 received += await loop.sock_recv(deaf, 65536)
     told = received.count(b"notifications/tasks")
@@ -321,19 +325,16 @@ async def test_a_listener_that_does_not_read_holds_up_nobody_and_gets_the_last_s
 
 
 async def test_the_end_of_the_server_is_said_on_the_streams_and_waits_for_nobody(tmp_path: Path) -> None:
-    with anyio.fail_after(15):
-        async with AsyncExitStack() as stack:
-            async with opened(tmp_path, http=True) as doors:
-                async with listen_streams(doors.server):
-                    peer = await stack.enter_async_context(connected(doors, "http"))
-                    made = await execute(peer, title="hold", role="gated")
-                    stream = await stack.enter_async_context(peer.listen(taskIds=[made["taskId"]]))
-                    await acknowledged(stream)
-                    await heard(stream)
-                    await stack.enter_async_context(peer.listen(taskIds=[made["taskId"]]))  # nobody reads it
-                    began = anyio.current_time()
-                last = [message async for message in stream]
-            assert anyio.current_time() - began < 4
+    with anyio.fail_after(WITHIN):
+        async with AsyncExitStack() as stack, opened(tmp_path, http=True) as doors:
+            peer = await stack.enter_async_context(connected(doors, "http"))
+            made = await execute(peer, title="hold", role="gated")
+            stream = await stack.enter_async_context(peer.listen(taskIds=[made["taskId"]]))
+            await acknowledged(stream)
+            await heard(stream)
+            await stack.enter_async_context(peer.listen(taskIds=[made["taskId"]]))  # nobody reads it
+            await close_streams(doors.server)
+            last = [message async for message in stream]
     assert last[-1]["result"]["resultType"] == "complete"
     assert last[-1]["result"]["_meta"][SUBSCRIPTION] == last[-1]["id"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from deadlines import WITHIN
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 LOCAL = Caller(cwd="/")
-WITHIN = 20
 
 
 @dataclass
@@ -80,8 +80,8 @@ async def opened(folder: Path, sock: Path, **given: Any) -> AsyncGenerator[Place
     async with AsyncExitStack() as stack:
         vespera = await stack.enter_async_context(Vespera.open(settings=settings))
         vespera.roles.add(gate.role())
-        routes = await stack.enter_async_context(mcp_over_http(build_mcp_server(vespera)))
-        app = build_http_app(vespera, mcp_routes=routes)
+        mcp = await stack.enter_async_context(mcp_over_http(build_mcp_server(vespera)))
+        app = build_http_app(vespera, mcp=mcp)
         doors = serve_http(
             app,
             unix_path=sock,

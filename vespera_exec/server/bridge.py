@@ -42,7 +42,7 @@ _LINE_LIMIT_BYTES = 64 * 1024 * 1024  # the daemon's own limit is far below; thi
 _CHUNK_BYTES = 512  # POSIX: what a pipe that polls writable takes without blocking
 
 _HANDSHAKE_SECONDS = 10.0
-_ANSWER_SECONDS = 0.3  # after the end of input, for answers on their way: `printf ... | vespera-exec` works
+_ANSWER_SECONDS = 1.0  # after the end of input, for answers on their way: `printf ... | vespera-exec` works
 _DRAIN_SECONDS = 1.5  # in all; clients kill after 2
 _RETRY_SECONDS = (0.5, 5.0)  # after a daemon that could not be had: at first, and at most
 _ATTEMPTS = 4  # to connect: a daemon may be in its last moments, or yield to us
@@ -362,7 +362,8 @@ class _Bridge:
         from vespera_exec.server import launch
 
         try:
-            launch.ensure_daemon(self._data_dir, self._environ, command=self._command)
+            command = self._command or launch.daemon_command(self._data_dir, expect_mcp=True)
+            launch.ensure_daemon(self._data_dir, self._environ, command=command)
         except VesperaError as fault:
             passing = fault.error_code == UNAVAILABLE or getattr(fault, "retriable", False)
             raise Failure(fault.error_code, fault.message, fault.hint, retriable=passing) from fault

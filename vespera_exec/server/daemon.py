@@ -7,10 +7,11 @@ import gc
 import os
 import sqlite3
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vespera_exec import paths
+from vespera_exec import garbage, paths
 from vespera_exec.app.owning import check_unserved
 from vespera_exec.errors import DataDirectoryInUse, VesperaError
 from vespera_exec.server.launch import PASSING, not_writable
@@ -29,11 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="vespera_exec.server.daemon", description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--expect-mcp", action="store_true", help="an MCP client is about to come: be ready for it")
     arguments = parser.parse_args(argv)
     try:
         settings = Settings.load(data_dir=arguments.data_dir.resolve())
         check_unserved(settings.data_dir, os.environ)  # before the imports: most of what a refusal would take
-        _serve(settings)
+        _serve(settings, expect_mcp=arguments.expect_mcp)
     except VesperaError as error:
         sys.stderr.write(f"vespera-exec: {error.message} ({error.error_code}); {error.hint}\n")
         return os.EX_TEMPFAIL if _may_pass(error) else 1
@@ -53,7 +55,7 @@ def _may_pass(error: VesperaError) -> bool:
             return False
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, *, expect_mcp: bool) -> None:
     # Imports make no garbage worth looking for: a tenth of the start. What they leave stays for good.
     gc.disable()
     import anyio
@@ -61,14 +63,14 @@ def _serve(settings: Settings) -> None:
     from vespera_exec.server import logs
     from vespera_exec.server.doors import serve
 
-    gc.freeze()
+    garbage.settle()
     gc.enable()
     paths.create_data_dir(settings.data_dir)
     try:
         logs.configure(settings.log_level, file=settings.data_dir / paths.DAEMON_LOG)
     except OSError as fault:
         raise not_writable(settings.data_dir, fault) from fault
-    anyio.run(serve, settings)
+    anyio.run(partial(serve, settings, expect_mcp=expect_mcp))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,9 @@ from vespera_exec.app.tokens import default_token
 from vespera_exec.errors import StoreUnavailable, VesperaError
 from vespera_exec.server import logs
 from vespera_exec.server.connections import serve_mcp_socket
-from vespera_exec.server.conversation import serve_connection
 from vespera_exec.server.http.app import build_http_app
 from vespera_exec.server.listeners import serve_http
-from vespera_exec.server.mcp.adapter import lowlevel
-from vespera_exec.server.mcp.http import mcp_over_http
-from vespera_exec.server.mcp.listening import listen_streams
-from vespera_exec.server.mcp.server import build_mcp_server
+from vespera_exec.server.mcp.door import import_mcp_ahead, mcp_door
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
     from anyio import CancelScope
 
     from vespera_exec.app.views import DaemonView
-    from vespera_exec.server.connections import Connection, McpSocket
+    from vespera_exec.server.connections import McpSocket
     from vespera_exec.server.listeners import HttpListeners
     from vespera_exec.settings import Settings
 
@@ -41,8 +37,8 @@ _log = logging.getLogger(__name__)
 _End = Literal["idle", "removed", "unlocked", "replaced", "yielded"]
 
 
-async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM, SIGINT or idleness.
+async def serve(settings: Settings, *, expect_mcp: bool = False) -> None:
+    """Serves until SIGTERM, SIGINT or idleness. `expect_mcp`: whoever started us is about to speak it.
 
     Raises:
         DataDirectoryInUse: somebody else owns the directory.
@@ -54,6 +50,8 @@ async def serve(settings: Settings) -> None:
     refusal: VesperaError | None = None
     async with anyio.create_task_group() as group:
         group.start_soon(_until_signalled, group.cancel_scope)
+        if expect_mcp:
+            group.start_soon(import_mcp_ahead)
         try:
             async with Vespera.open(settings=settings, purpose="daemon") as vespera:
                 end = await _serve(vespera, settings)
@@ -123,30 +121,25 @@ class _Doors:
 
 async def _serve(vespera: Vespera, settings: Settings) -> _End:
     mcp_path, http_path = paths.socket_paths(settings.data_dir, os.environ)
-    server = build_mcp_server(vespera)
-    low = lowlevel(server)
     doors = _Doors(vespera)
     database = settings.data_dir / paths.DATABASE
     opened = _identity(database)
     token = default_token(settings.data_dir)
     logs.mask(token)
 
-    async def talk(connection: Connection) -> None:
-        await serve_connection(low, connection, body_limit=settings.body_limit_bytes)
-
     # mcp.sock comes last: whoever finds it finds the other doors open, too.
     async with (
-        mcp_over_http(server) as mcp_routes,
+        mcp_door(vespera) as mcp,
         serve_http(
-            build_http_app(vespera, mcp_routes=mcp_routes, describe=doors.describe),
+            build_http_app(vespera, mcp=mcp, describe=doors.describe),
             unix_path=http_path,
             tcp=(settings.tcp_host, settings.tcp_port) if settings.tcp else None,
             token=token,
             named=vespera.access,
             body_limit=settings.body_limit_bytes,
         ) as doors.http,
-        serve_mcp_socket(mcp_path, talk, yields_to=doors.yields_to) as doors.mcp,
-        listen_streams(server),
+        serve_mcp_socket(mcp_path, mcp.talk, yields_to=doors.yields_to) as doors.mcp,
+        mcp.streams(),
     ):
         url, problem = doors.http.url, doors.http.tcp_problem
         _log.info("ready", extra={"data_dir": str(settings.data_dir), "url": url, "pid": os.getpid()})

@@ -94,9 +94,13 @@ def ensure_daemon(
         os.close(turn)
 
 
-def daemon_command(data_dir: Path) -> list[str]:
-    """`-P`, because a `roles` or `json.py` in some folder must not be imported by accident."""
-    return [sys.executable, "-P", "-m", "vespera_exec.server.daemon", "--data-dir", str(data_dir)]
+def daemon_command(data_dir: Path, *, expect_mcp: bool = False) -> list[str]:
+    """`-P`, because a `roles` or `json.py` in some folder must not be imported by accident.
+
+    With `expect_mcp` it gets ready for an MCP client while it starts, else with the first one.
+    """
+    command = [sys.executable, "-P", "-m", "vespera_exec.server.daemon", "--data-dir", str(data_dir)]
+    return [*command, "--expect-mcp"] if expect_mcp else command
 
 
 def daemon_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pydantic import Field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Mount, Route
 
 from vespera_exec.app.callers import current_caller
 from vespera_exec.app.replies import by_key
@@ -30,7 +31,7 @@ from vespera_exec.server.http.problems import problem
 from vespera_exec.server.http.sse import EventStream, LogEvent, resume_cursor, wants_event_stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request as HttpRequest
@@ -116,23 +117,33 @@ def build_http_app(
     vespera: Vespera,
     *,
     describe: Callable[[], DaemonView] | None = None,
-    mcp_routes: Sequence[BaseRoute] = (),
+    mcp: ASGIApp | None = None,
     lifespan: Lifespan | None = None,
 ) -> Starlette:
     """All routes of the HTTP door, without its guard: `listeners.serve_http` puts one in front of each socket.
 
     `describe` answers `GET /daemon`; it is asked at each request, so it may name addresses that are known
-    only after the app was built.
+    only after the app was built. `mcp` serves both transports of MCP.
     """
     api = _Api(vespera, describe or vespera.describe)
     app = Starlette(
-        routes=[*mcp_routes, *api.routes()],  # they are tried in this order
+        routes=[*_mcp_routes(mcp), *api.routes()],  # they are tried in this order
         exception_handlers={HTTPException: _no_such_route},
         lifespan=lifespan,
     )
     # A redirect would be built from the Host header, and loses the body of a POST with some clients.
     app.router.redirect_slashes = False
     return app
+
+
+def _mcp_routes(mcp: ASGIApp | None) -> list[BaseRoute]:
+    if mcp is None:
+        return []
+    return [
+        Route("/mcp", endpoint=mcp),
+        Route("/sse", endpoint=mcp, methods=["GET"]),
+        Mount("/messages/", app=mcp),
+    ]
 
 
 class _Api:

@@ -147,7 +147,7 @@ class Guard:
     A body arrives whole or not at all: more than `body_limit` bytes are 413, declared or counted; more JSON
     values than can be parsed without holding up others are 400. A body must be JSON (`application/json`,
     UTF-8), else 415. When the token of a request ceases to be valid, so does the request: an answer that has
-    begun ends where it is, one that has not is 401.
+    begun ends where it is, one that has not is the 401 that the next request would be.
     """
 
     def __init__(self, app: ASGIApp, door: Door, *, body_limit: int) -> None:
@@ -176,8 +176,8 @@ class Guard:
                 body = await self._body(headers, receive, most=_VALUES.get(scope["path"], MOST_VALUES))
                 if body is not None:
                     await self._pass(entry.caller, scope, _replayed(body, receive), answer.send)
-            if valid is not None and valid.cancelled_caught:
-                await answer.cut(scope, receive)
+            if entry.admission is not None and valid is not None and valid.cancelled_caught:
+                await answer.cut(scope, receive, entry.admission.why_over())
         except Refused as refusal:
             await refusal.response()(scope, receive, send)
 
@@ -242,10 +242,10 @@ class _Answer:
         self._complete = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
 
-    async def cut(self, scope: Scope, receive: Receive) -> None:
+    async def cut(self, scope: Scope, receive: Receive, why: str) -> None:
         """End it here: as if it were whole where it has begun, since the client can do no more with it either way."""
         if not self._begun:
-            await unauthenticated("The token is no longer valid").response()(scope, receive, self._send)
+            await unauthenticated(why).response()(scope, receive, self._send)
         elif not self._complete:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -12,7 +13,6 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.sse import SseServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.routing import BaseRoute, Mount, Route
 
 from vespera_exec.app.callers import current_caller
 from vespera_exec.server.mcp.adapter import end_session, lowlevel
@@ -32,8 +32,8 @@ _ENDING_SECONDS = 0.5
 
 
 @asynccontextmanager
-async def mcp_over_http(server: MCPServer[Any]) -> AsyncGenerator[list[BaseRoute]]:
-    """Routes that serve `server` while the block runs; to be mounted behind the guard, which sets `current_caller`.
+async def mcp_over_http(server: MCPServer[Any]) -> AsyncGenerator[ASGIApp]:
+    """Serves `server` while the block runs; to be mounted behind the guard, which sets `current_caller`.
 
     A session belongs to the token that opened it: for anybody else it does not exist. At the end open
     sessions are closed.
@@ -45,13 +45,26 @@ async def mcp_over_http(server: MCPServer[Any]) -> AsyncGenerator[list[BaseRoute
     sessions = _SseSessions(low, transport)
     async with manager.run():
         try:
-            yield [
-                Route("/mcp", endpoint=_Bound(manager.handle_request, manager)),
-                Route("/sse", endpoint=_Bound(sessions), methods=["GET"]),
-                Mount("/messages/", app=_Bound(transport.handle_post_message)),
-            ]
+            yield _Transports(
+                streamable=_Bound(manager.handle_request, manager),
+                sse=_Bound(sessions),
+                messages=_Bound(transport.handle_post_message),
+            )
         finally:
             sessions.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Transports:
+    """ASGI: by the path."""
+
+    streamable: ASGIApp
+    sse: ASGIApp
+    messages: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = {"/mcp": self.streamable, "/sse": self.sse}.get(scope["path"], self.messages)
+        await app(scope, receive, send)
 
 
 class _Bound:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -43,15 +42,11 @@ _WRITING_SECONDS = 0.02  # from the end of a handler to its result on the wire
 _Watch = Callable[[], Coroutine[Any, Any, None]]
 
 
-@asynccontextmanager
-async def listen_streams(server: MCPServer[Any]) -> AsyncGenerator[None]:
-    """At the end of the block the listen streams of `server` end in order."""
-    try:
-        yield
-    finally:
-        for each in server.middleware:
-            if isinstance(each, Listening):
-                await each.close()
+async def close_streams(server: MCPServer[Any]) -> None:
+    """The listen streams of `server` end in order."""
+    for each in server.middleware:
+        if isinstance(each, Listening):
+            await each.close()
 
 
 class Listening:

@@ -245,7 +245,11 @@ async def _get_result(call: Call, asked: AskResult) -> dict[str, Json]:
 
 
 async def _get_metrics(call: Call, asked: OneTask) -> dict[str, Json]:
-    return answers.of(await call.vespera.get_metrics(call.caller, asked.task_id), keep=_PROMISED_METRICS)
+    metrics = await call.vespera.get_metrics(call.caller, asked.task_id)
+    answer = answers.of(metrics, keep=_PROMISED_METRICS)
+    if metrics.execution is not None:
+        answer["execution"] = metrics.execution.model_dump(mode="json")
+    return answer
 
 
 class _Collected:
@@ -464,7 +468,8 @@ PLANS = (
     ToolPlan(
         name="get_task_performance_metrics",
         title="Metrics of a task",
-        description="Over all runs of a task: how many ended how, success rate, durations, time in each phase.",
+        description="Over all runs of a task: how many ended how, success rate, durations, time in each phase; "
+        "`execution`: of one run, durations in ms.",
         takes=OneTask,
         gives=views.Metrics,
         use=_get_metrics,

@@ -309,10 +309,11 @@ class Answers:
             await anyio.sleep(0.1)
 
     async def get_metrics(self, caller: Caller, any_id: str) -> views.Metrics:
-        """Totals, rates and durations over all executions of the task."""
+        """Totals, rates and durations over all executions of the task, and the metrics of the run that is meant."""
         require(caller, "read")
         found = await self._tasks.find(any_id, caller)
         await self._settled()
+        of_run = await self.executions.metrics(any_id, caller)
         record = found.record
         seen = await self._store.queries.task_statistics(record.task_id)
         judged = seen.completed + seen.failed + seen.timed_out
@@ -335,6 +336,7 @@ class Answers:
             retry_count=record.retry_count,
             last_error=record.last_error,
             phase_seconds=_phase_seconds(found.life),
+            execution=views.RunMetrics(**of_run.to_dict()) if of_run is not None else None,
         )
 
     def _summary(self, found: Found, *, detail: bool) -> views.Summary:
@@ -385,9 +387,7 @@ class Answers:
             return found
         if found.session is None or self._engine.run_of(found.record.task_id) is None:
             return found  # it comes from the disk, or was settled there
-        cancelled = life.status is ExecutionStatus.CANCELLED
-        status = ExecutionStatus.CANCELLING if cancelled else ExecutionStatus.COMPLETING
-        return replace(found, life=replace(life, status=status, completed_at=None, outcome={}))
+        return replace(found, life=present.before_its_end(life))
 
     async def _settled(self) -> None:
         """Wait for what has just been decided: lists and totals come from the database, questions are told after it."""

@@ -1,17 +1,48 @@
-"""What whoever starts a run is answered: its ids, and where it stands."""
+"""From a decided job to what whoever starts it is answered: the ids of its run, and where it stands."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
+
 from vespera_exec.app import present, views
-from vespera_exec.errors import TaskNotFound
+from vespera_exec.errors import StoreUnavailable, TaskNotFound
 
 if TYPE_CHECKING:
+    from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
+    from vespera_exec.engine.jobs import Job, Run
     from vespera_exec.model.ledger import IdempotencyRecord
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.store.store import Store
+
+
+async def accepted(job: Job, *, tasks: LiveTasks, engine: Engine, store: Store) -> Run:
+    """The run of a job whose PENDING has just been decided; that is on disk when this returns.
+
+    Nothing is awaited before the engine has it, so that nothing comes between, a client that goes included. The engine
+    starts nothing before PENDING is on disk.
+
+    Raises:
+        StoreUnavailable: it could not be written; the run is cancelled.
+    """
+    tasks.hold(job.task)
+    run = engine.submit(job)
+    try:
+        await store.journal.sync()
+    except StoreUnavailable:
+        job.session.request_cancellation("Its acceptance could not be written")
+        raise
+    return run
+
+
+async def within(run: Run, cursor: int, *, wait_ms: int) -> views.Handle:
+    """Where a run stands, or how it ended, where that is within `wait_ms`; to be followed from `cursor`."""
+    if wait_ms:
+        with anyio.move_on_after(wait_ms / 1000):
+            await run.done.wait()
+    return handle(run.session.lifecycle, cursor, done=run.done.is_set())
 
 
 def handle(life: Lifecycle, cursor: int, *, done: bool) -> views.Handle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -132,6 +132,13 @@ def error(life: Lifecycle) -> dict[str, Json] | None:
     if life.status is ExecutionStatus.CANCELLED:
         return {"code": "CANCELLED", "message": life.cancellation_reason or "Cancelled"}
     return dict(life.error) or None
+
+
+def before_its_end(life: Lifecycle) -> Lifecycle:
+    """What is told of one that has ended, until that is on disk, or the next attempt begins instead."""
+    cancelled = life.status is ExecutionStatus.CANCELLED
+    status = ExecutionStatus.CANCELLING if cancelled else ExecutionStatus.COMPLETING
+    return replace(life, status=status, completed_at=None, outcome={})
 
 
 def open_inputs(life: Lifecycle) -> list[views.InputView]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -98,9 +97,8 @@ class Runs:
         created = life.created_at
         if life.attempt > 1 and (known := await self._store.queries.get_run(active.run_id)) is not None:
             created = known.created_at
-        if life.status.is_terminal:  # an end is told when it is on disk, or the next attempt instead
-            ending = S.CANCELLING if life.status is S.CANCELLED else S.COMPLETING
-            life = replace(life, status=ending, completed_at=None, outcome={})
+        if life.status.is_terminal:
+            life = present.before_its_end(life)
         return _view(life, session.progress, created=created, cursor=head, inputs=self._inputs(life))
 
     def _stored(self, known: KnownRun) -> views.Run:

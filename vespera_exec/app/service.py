@@ -166,19 +166,8 @@ class Vespera(Answers):
             checks.room(self._engine.queued, self.settings)
             cursor = self._store.journal.head
             job = await self.plans.again(caller, request) or await self._starter.start(caller, request)
-            # It is decided, so the engine has it before anything can come between, a client that goes included.
-            # The engine starts nothing before PENDING is on disk.
-            self._tasks.hold(job.task)
-            run = self._engine.submit(job)
-            try:
-                await self._store.journal.sync()
-            except StoreUnavailable:
-                job.session.request_cancellation("Its acceptance could not be written")
-                raise
-        if request.wait_ms:
-            with anyio.move_on_after(request.wait_ms / 1000):
-                await run.done.wait()
-        return handles.handle(run.session.lifecycle, cursor, done=run.done.is_set())
+            run = await handles.accepted(job, tasks=self._tasks, engine=self._engine, store=self._store)
+        return await handles.within(run, cursor, wait_ms=request.wait_ms)
 
     async def cancel(
         self, caller: Caller, any_id: str, *, reason: str = "User requested", wait_ms: int = 0

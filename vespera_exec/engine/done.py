@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-
-import anyio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 
 class Done:
-    """`wait` returns once it is set. An `anyio.Event` would cost every queued run a kilobyte, waited for or not.
+    """`wait` returns once it is set. An event would cost every queued run a kilobyte, waited for or not.
 
     Used on one event loop.
     """
@@ -35,7 +34,7 @@ class Done:
     async def wait(self) -> None:
         if self._set:
             return
-        event = anyio.Event()
+        event = asyncio.Event()
         with self.calling(event.set):
             await event.wait()
 

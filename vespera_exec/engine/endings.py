@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from vespera_exec.engine.work import InputNeeded, Parked, WorkerNeeded
-from vespera_exec.errors import CancellationException, ExecutionError, InvalidInput
+from vespera_exec.engine.work import InputNeeded, Parked, Stopped, WorkerNeeded
+from vespera_exec.errors import CancellationException, ExecutionError, InvalidInput, failure_code_of, failure_context_of
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel
 from vespera_exec.model.ledger import ResultRecord
 from vespera_exec.model.progress import ProgressReport
@@ -36,7 +36,8 @@ class Endings:
 
     def conclude(self, job: Job, outcome: Outcome) -> Job | None:
         """Decide what the outcome means; the next attempt, where there is one, or `job`, where that is parked."""
-        session, result, error = job.session, outcome.result, outcome.error or _reported(outcome.result)
+        session, error = job.session, outcome.error or _reported(outcome.result)
+        result = error.reached if isinstance(error, Stopped) else outcome.result
         if isinstance(error, WorkerNeeded) and outcome.rung is not None:
             outcome = replace(outcome, rung="abandoned")
         details = _details(outcome)
@@ -113,10 +114,9 @@ class Endings:
         timed_out: bool = False,
     ) -> Job | None:
         session, rule = job.session, job.policy.retry
-        code = error.failure_code if isinstance(error, ExecutionError) else type(error).__name__
         recoverable = getattr(error, "recoverable", True)
         attempt = session.lifecycle.attempt
-        if rule is not None and recoverable and rule.applies(code, attempt):
+        if rule is not None and recoverable and any(rule.applies(each, attempt) for each in _names(error)):
             following = job.task.execution.fail_for_retry(
                 error,
                 retry_at=self._clock.now() + timedelta(seconds=rule.delay(attempt)),
@@ -183,6 +183,12 @@ def _reported(result: WorkResult | None) -> ExecutionError | None:
         recoverable=result.recoverable,
         context=dict(result.error_context),
     )
+
+
+def _names(error: BaseException) -> tuple[str, ...]:
+    """What a retry rule may call it: by its code, and by its class, where that has another name."""
+    kind = failure_context_of(error).get("type")
+    return (failure_code_of(error), kind) if isinstance(kind, str) else (failure_code_of(error),)
 
 
 def _details(outcome: Outcome) -> dict[str, Json]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from vespera_exec.engine.done import Done
+from vespera_exec.engine.pausing import Stoppable
 from vespera_exec.model.principal import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
-    from vespera_exec.engine.plans.coordinator import Coordinator
     from vespera_exec.engine.work import RetryRule, Work, WorkResult
     from vespera_exec.model.capacity import CapacityRequirement
     from vespera_exec.model.events import Json
@@ -30,6 +30,20 @@ class Policy:
     retry: RetryRule | None = None
 
 
+class Coordinating(Stoppable, Protocol):
+    """The coordinator of a plan, as the engine needs it."""
+
+    @property
+    def is_open(self) -> bool:
+        """It knows where its steps stand, and may be asked and told."""
+        ...
+
+    @property
+    def opened(self) -> Done:
+        """Set once it is open, or has ended."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What the engine is asked to run. `run` is the role's executor, bound to task and role."""
@@ -45,7 +59,7 @@ class Job:
     group: str | None = None
     """The plan's execution, of a job that is a step of one."""
     capacity: tuple[CapacityRequirement, ...] = ()
-    coordinator: Coordinator | None = None
+    coordinator: Coordinating | None = None
     """Of a job with that place: what `run` belongs to."""
 
     @property

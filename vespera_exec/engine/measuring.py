@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
     from datetime import datetime
 
-    from vespera_exec.engine.running import RunningExecution
     from vespera_exec.model.enums import ResourceType
+    from vespera_exec.model.session import ExecutionSession
 
 _log = logging.getLogger(__name__)
 
@@ -46,12 +46,11 @@ class Measuring:
         self._keep = keep
 
     @contextmanager
-    def __call__(self, running: RunningExecution) -> Generator[None]:
-        """Within the block the processes of `running` are measured."""
+    def __call__(self, session: ExecutionSession, roots: Callable[[], tuple[int, ...]]) -> Generator[None]:
+        """Within the block the processes below `roots()`, which are those of `session`, are measured."""
         if self._sampler is None:
             yield
             return
-        session = running.job.session
 
         def keep(sample: Sample) -> None:
             for kind, value in sample.values.items():
@@ -62,7 +61,7 @@ class Measuring:
         watch: Watch | None = None
         # The boundary to the measurements, which are droppable: the work goes on without.
         try:
-            watch = self._sampler.watch(session.session_id, lambda: running.roots, keep)
+            watch = self._sampler.watch(session.session_id, roots, keep)
         except Exception:  # noqa: BLE001
             _log.exception("The usage of %s is not measured", session.session_id)
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
+from vespera_exec.engine.done import Done
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.transitions import AT_WORK
 
@@ -87,11 +89,11 @@ class Pauses:
         self._wanted = False
         self._reason = ""
         self._closed = False
-        self._turned = anyio.Event()
-        """Set, and replaced, by whatever `keep` has to look at."""
-        self._settled = anyio.Event()
-        self._settled.set()
-        self._step = anyio.CancelScope()
+        self._turned = asyncio.Event()
+        """Set by whatever `keep` has to look at."""
+        self._asked: Done | None = None
+        """The last request; done when it is settled."""
+        self._step: anyio.CancelScope | None = None
 
     @property
     def pending(self) -> bool:
@@ -106,11 +108,12 @@ class Pauses:
     @property
     def is_settled(self) -> bool:
         """It stands or goes on, as was asked last."""
-        return self._settled.is_set()
+        return self._asked is None or self._asked.is_set()
 
     async def settled(self) -> None:
         """Returns when the last request has taken effect, is replaced by another, or never will."""
-        await self._settled.wait()
+        if self._asked is not None:
+            await self._asked.wait()
 
     def pause(self, reason: str) -> bool:
         """Ask it to stand still; False when its work is over or is being ended.
@@ -143,32 +146,36 @@ class Pauses:
         """Its work is over, or is to be ended: no pause takes effect any more. The gate stays as it is."""
         if not self._closed:
             self._closed = True
-            self._settled.set()
+            self._settle()
             self._turn()
 
     async def keep(self) -> None:
         """Makes it so, until `close`."""
         while not self._closed:
-            turned = self._turned
+            self._turned.clear()
             with anyio.CancelScope() as self._step:
                 await (self._stand() if self._wanted else self._go_on())
-            await turned.wait()
+            await self._turned.wait()
 
     def _ask(self) -> None:
-        self._settled.set()
-        self._settled = anyio.Event()
+        self._settle()
+        self._asked = Done()
         self._turn()
+
+    def _settle(self) -> None:
+        if self._asked is not None:
+            self._asked.set()
 
     def _turn(self) -> None:
         self._turned.set()
-        self._turned = anyio.Event()
-        self._step.cancel()
+        if self._step is not None:
+            self._step.cancel()
 
     async def _stand(self) -> None:
         await self._launcher.pause()
         stands = bool(self._launcher.running) or self.gate.waiting > 0
         if stands and self._wanted and not self._closed and self._recorded():
-            self._settled.set()
+            self._settle()
 
     def _recorded(self) -> bool:
         """Whether it is PAUSED now; a cancel from another thread may have been first."""
@@ -182,4 +189,4 @@ class Pauses:
         if not self._wanted and not self._closed:
             await self._launcher.resume()
             self.gate.open()
-            self._settled.set()
+            self._settle()

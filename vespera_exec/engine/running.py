@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import anyio
 
+from vespera_exec.engine.done import Done
 from vespera_exec.engine.jobs import Job, Outcome, PutBack
 from vespera_exec.engine.pausing import Pauses
 from vespera_exec.engine.processes import ProcessLauncher
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from vespera_exec.model.session import ExecutionSession
 
 CANCEL_SECONDS = 5.0
 """From the request to the terminal event, whatever the work does."""
@@ -50,7 +52,7 @@ class RunningExecution:
     """Runs one job to its outcome.
 
     What only processes need (launcher, output, usage sampling) is opened when the first is launched:
-    `open_output` and `sampled`, a context around the time in which there are processes.
+    `open_output` and `sampled`, a context around the time in which there are processes, told their roots.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class RunningExecution:
         job: Job,
         *,
         open_output: Callable[[str], OutputSink],
-        sampled: Callable[[RunningExecution], AbstractContextManager[object]],
+        sampled: Callable[[ExecutionSession, Callable[[], tuple[int, ...]]], AbstractContextManager[object]],
         scratch: Path,
         before_ladder: Callable[[], Awaitable[object]],
         on_disk: Callable[[], Awaitable[object]],
@@ -71,7 +73,7 @@ class RunningExecution:
         self._secrets = secrets
         self._open_output = open_output
         self._sampled = sampled
-        self._scratch = scratch
+        self.scratch = scratch
         self._before_ladder = before_ladder
         self._tracking = SessionTracking(job.session, refusing)
         self._launcher = ProcessLauncher(
@@ -87,15 +89,15 @@ class RunningExecution:
         self._group: TaskGroup | None = None
         self._output: OutputSink | None = None
         self._scope = anyio.CancelScope()
-        self._news = anyio.Event()
+        self._news = asyncio.Event()
         self._ended = False
         self._cancelled = False
         self._timed_out = False
         self._put_back: PutBack | None = None
         self._closed = False
-        self.concluded = anyio.Event()
+        self.concluded = Done()
         """Set when its end, or that it is parked, has been decided; or when its owner goes."""
-        self._launching: anyio.Event | None = None
+        self._launching: asyncio.Event | None = None
         """From the first launch on; set when the launcher takes it, or never will."""
         self._outcome = Outcome(error=CancellationException("cancelled"))
         self._rung: str | None = None
@@ -161,6 +163,7 @@ class RunningExecution:
         loop = asyncio.get_running_loop()
         requested = self.job.session.cancellation_token or CancellationToken()
         if requested.is_cancelled and self.job.place == "slot":
+            self._cancelled = True
             self._pauses.close()
             return Outcome(error=CancellationException(requested.cancellation_reason))
         # The work's own token: a timeout cancels the work, but it is no request to cancel the execution.
@@ -205,10 +208,11 @@ class RunningExecution:
 
     async def launch(self, spec: ProcessSpec) -> Process:
         """`Launcher`, which keeps what the processes write, before the runner sees it."""
-        if self._launching is None:
-            self._launching = anyio.Event()
+        if self._launching is None and not self._closed:
+            self._launching = asyncio.Event()
             self._news.set()
-        await self._launching.wait()
+        if self._launching is not None:
+            await self._launching.wait()
         await self._pauses.gate.passed()
         if self._closed or self._output is None:
             raise CancellationException("the execution is over, or is being cancelled")
@@ -221,7 +225,7 @@ class RunningExecution:
     @property
     def over(self) -> bool:
         """Its work has ended, or has to."""
-        return self._ended or self._cancelled or self._timed_out or self._put_back is not None
+        return self._ended or self._cancelled or self._timed_out or self._put_back is not None or self._closed
 
     def _work(self, token: CancellationToken) -> Work:
         record, life = self.job.task.record, self.job.session.lifecycle
@@ -235,7 +239,7 @@ class RunningExecution:
             tracking=self._tracking,
             gate=self._pauses.gate,
             launcher=self,
-            scratch=self._scratch,
+            scratch=self.scratch,
             caller=self.job.caller,
             attempt=life.attempt,
             checkpoint=life.checkpoint,
@@ -265,10 +269,10 @@ class RunningExecution:
             self._pauses.close()
             self._news.set()
 
-    async def _with_processes(self, token: CancellationToken, launching: anyio.Event) -> None:
+    async def _with_processes(self, token: CancellationToken, launching: asyncio.Event) -> None:
         self._output = self._open_output(self.job.key)
         try:
-            with self._sampled(self):
+            with self._sampled(self.job.session, lambda: self.roots):
                 async with self._launcher:
                     launching.set()
                     await self._until_news()
@@ -280,7 +284,7 @@ class RunningExecution:
         """Until the work has ended or has to, or wants to launch its first process."""
         limit = self.job.policy.timeout_seconds
         while not self.over and (self._launching is None or self._launching.is_set()):
-            self._news = anyio.Event()
+            self._news.clear()
             if not limit:
                 await self._news.wait()
                 continue
@@ -330,7 +334,7 @@ class RunningExecution:
 
     async def _until_ended(self) -> None:
         while not self._ended:
-            self._news = anyio.Event()
+            self._news.clear()
             await self._news.wait()
 
     def _keep_pauses(self) -> None:
@@ -354,9 +358,8 @@ class RunningExecution:
     def _refuse_launches(self) -> None:
         """Nothing starts any more, and whoever waits to start hears it."""
         self._closed = True
-        if self._launching is None:
-            self._launching = anyio.Event()
-        self._launching.set()
+        if self._launching is not None:
+            self._launching.set()
         self._pauses.gate.open()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+from vespera_exec.errors import CancellationException
 from vespera_exec.model.principal import Caller
 
 if TYPE_CHECKING:
@@ -152,6 +153,14 @@ class WorkResult:
     returncode: int | None = None
     quality_score: float | None = None
     warnings: tuple[str, ...] = ()
+
+
+class Stopped(CancellationException):
+    """The work was asked to stop, and has; `reached` is what it returns of what it had done by then."""
+
+    def __init__(self, reason: str, reached: WorkResult) -> None:
+        super().__init__(reason)
+        self.reached = reached
 
 
 class Parked(Exception):

@@ -10,7 +10,7 @@ import psutil
 
 from vespera_exec.model.enums import ExecutionStatus, ResourceType
 from vespera_exec.monitoring.psutil_trees import Io, Memory, read_cpu_seconds, read_io, read_memory
-from vespera_exec.monitoring.usage import MEGABYTE
+from vespera_exec.monitoring.trees import MEGABYTE
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from vespera_exec.monitoring.usage import BORN_WITH_THE_WATCH_SECONDS, Footprint, Tree
+from vespera_exec.monitoring.trees import BORN_WITH_THE_WATCH_SECONDS, Footprint, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

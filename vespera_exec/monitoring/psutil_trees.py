@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
-from vespera_exec.monitoring.usage import BORN_WITH_THE_WATCH_SECONDS, Footprint, Tree
+from vespera_exec.monitoring.trees import BORN_WITH_THE_WATCH_SECONDS, Footprint, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -13,7 +13,8 @@ import anyio.lowlevel
 
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import ResourceType
-from vespera_exec.monitoring.usage import MEGABYTE, Footprint, ProcessTrees, Tree, system_process_trees
+from vespera_exec.monitoring.trees import MEGABYTE, Footprint, ProcessTrees, Tree
+from vespera_exec.monitoring.usage import system_process_trees
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping

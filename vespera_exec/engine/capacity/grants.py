@@ -74,6 +74,11 @@ class Grants:
         """How many wait for a slot and capacity."""
         return len(self._jobs)
 
+    @property
+    def is_asked(self) -> bool:
+        """Somebody waits for capacity; else there is nothing to settle, to tell or to look for."""
+        return bool(self._jobs or self._offered or len(self._pools))
+
     def check(self, requirements: Sequence[CapacityRequirement]) -> None:
         """
         Raises:

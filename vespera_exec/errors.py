@@ -38,8 +38,9 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -305,3 +306,32 @@ class CancellationException(Exception):
     @property
     def reason(self) -> str:
         return str(self)
+
+
+_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH})
+_REFUSING = (ConnectionRefusedError, ConnectionResetError, ConnectionAbortedError)
+
+
+def failure_code_of(error: BaseException) -> str:
+    """What a failure that work has raised is called: as it says itself; for faults of the network CONNECTION_REFUSED
+    (the other side would not, or no longer) or NETWORK_TIMEOUT (nobody answered); else the name of its class."""
+    said = getattr(error, "failure_code", None)
+    return str(said) if said else network_code(error) or type(error).__name__
+
+
+def network_code(error: BaseException) -> str | None:
+    """The code of a fault of the network that a built-in exception stands for; None where it is another."""
+    from socket import gaierror  # few processes need it, and every one of ours imports this module
+
+    if isinstance(error, _REFUSING):
+        return "CONNECTION_REFUSED"
+    if isinstance(error, TimeoutError | gaierror):
+        return "NETWORK_TIMEOUT"
+    return "NETWORK_TIMEOUT" if isinstance(error, OSError) and error.errno in _UNREACHABLE else None
+
+
+def failure_context_of(error: BaseException) -> dict[str, Any]:
+    """What is kept with a failure beside its code: its own context, or its class, where its code is another name."""
+    if isinstance(context := getattr(error, "context", None), dict):
+        return dict(cast("dict[str, Any]", context))
+    return {"type": type(error).__name__} if network_code(error) is not None else {}

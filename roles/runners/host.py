@@ -167,12 +167,13 @@ def _outcome(value: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    code = getattr(error, "failure_code", None) or type(error).__name__
+    from vespera_exec.errors import failure_code_of
+
     message = f"exit with {error.code}" if isinstance(error, SystemExit) else str(error) or type(error).__name__
     lines = traceback.format_exception(type(error), error, _own_frames_left_out(error))
     text = "".join(lines)
     return {
-        "code": str(code),
+        "code": failure_code_of(error),
         "message": message[:4096],
         "traceback": text[-TRACEBACK_CHARACTERS:],
         "recoverable": getattr(error, "recoverable", True) is not False,
@@ -181,12 +182,14 @@ def _failure(error: BaseException) -> dict[str, Any]:
 
 
 def _context(error: BaseException) -> dict[str, Any]:
-    """The `context` of an `ExecutionError`, where it has one that is JSON."""
+    """What is kept with the failure, where that is JSON."""
+    from vespera_exec.errors import failure_context_of
+
     try:
-        context = json.loads(json.dumps(getattr(error, "context", None)))
+        context = json.loads(json.dumps(failure_context_of(error)))
     except (TypeError, ValueError, RecursionError):
         return {}
-    return {"context": context} if context and isinstance(context, dict) else {}
+    return {"context": context} if context else {}
 
 
 def _own_frames_left_out(error: BaseException) -> Any:

@@ -12,7 +12,7 @@ from roles.reports import Intake, check_answered, told_answers
 from roles.runners import call
 from roles.runners.process import environment, exit_warnings, how_it_ended, stop_if_cancelled, working_directory
 from vespera_exec.engine.work import ProcessSpec, Work, WorkResult
-from vespera_exec.errors import CancellationException, ExecutionError
+from vespera_exec.errors import CancellationException, ExecutionError, failure_code_of, failure_context_of
 from vespera_exec.model.events import mapping
 from vespera_exec.model.jsonable import parsed_json
 
@@ -24,7 +24,7 @@ HOST: Final = Path(__file__).with_name("host.py")
 
 
 async def run(role: Role, work: Work) -> WorkResult:
-    """What the callable returned, or the error that it raised (its `failure_code`, else its class name).
+    """What the callable returned, or the error that it raised, by the code that `failure_code_of` gives it.
 
     Raises:
         CancellationException: it was asked to stop, and did.
@@ -117,11 +117,10 @@ async def _run_in_loop(role: Role, work: Work) -> WorkResult:
 
 
 def _failed_with(error: Exception) -> WorkResult:
-    code = getattr(error, "failure_code", None) or type(error).__name__
     recoverable = getattr(error, "recoverable", True) is not False
-    context = error.context if isinstance(error, ExecutionError) else None
     message = str(error) or type(error).__name__
-    return _failed({"code": code, "message": message, "recoverable": recoverable, "context": context}, None, ())
+    told: dict[str, Json] = {"code": failure_code_of(error), "message": message, "recoverable": recoverable}
+    return _failed(told | {"context": failure_context_of(error)}, None, ())
 
 
 def _request(role: Role, work: Work) -> bytes:

@@ -64,6 +64,10 @@ class Admission:
             finally:
                 self._known.open.discard(scope)
 
+    def why_over(self) -> str:
+        """What is said of his token once `while_valid` was cancelled; the same as `Access.admit` says after that."""
+        return _why_over(self._known.token)
+
 
 class Access:
     """The named tokens of one data directory, held in memory: nobody but its owner changes them.
@@ -110,15 +114,11 @@ class Access:
         if not is_whole(given, known.token.digest if known else _NOBODYS) or known is None:
             raise Unauthenticated("Every request over TCP needs a valid token")
         now = self._clock.now()
-        match known.token.state(now):
-            case "revoked":
-                raise Unauthenticated(f"The token {known.token.name} was revoked")
-            case "expired":
-                raise Unauthenticated(f"The token {known.token.name} has expired")
-            case "valid":
-                known.token = replace(known.token, last_used_at=now)
-                self._uses[known.token.id] = now
-                self._used.set()
+        if known.token.state(now) != "valid":
+            raise Unauthenticated(_why_over(known.token))
+        known.token = replace(known.token, last_used_at=now)
+        self._uses[known.token.id] = now
+        self._used.set()
         return Admission(known, lambda: self._seconds_left(known.token))
 
     async def create(self, caller: Caller, new: views.NewToken) -> views.MadeToken:
@@ -243,3 +243,8 @@ class Access:
             await self._journal.perform(lambda db: rows.note_uses(db, uses))
         except StoreError as fault:
             _log.warning("When tokens were last used could not be written: %s", fault)
+
+
+def _why_over(token: Token) -> str:
+    """Of one that is not valid any more. Asks no clock: the end of its time may have been told by another one."""
+    return f"The token {token.name} {'has expired' if token.revoked_at is None else 'was revoked'}"

@@ -138,7 +138,7 @@ async def _owned(
                     cancelled=store.cancels.noted(),
                 )
                 async with engine.running(), store.upkeep.running(), access.running(), vespera.executions.running():
-                    recovery.take_over(unfinished)
+                    await recovery.take_over(unfinished)
                     await store.journal.sync()
                     store.cancels.clear()
                     yield vespera

@@ -14,6 +14,7 @@ from vespera_exec.model.transitions import AT_WORK
 if TYPE_CHECKING:
     from vespera_exec.app.tasks import LiveTasks
     from vespera_exec.engine.engine import Engine
+    from vespera_exec.engine.running import RunningExecution
     from vespera_exec.model.principal import Caller
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.store.store import Store
@@ -22,6 +23,7 @@ S = ExecutionStatus
 
 _RESUME_SECONDS = 5.0
 _OVER = "its work is over"
+_PAUSED = "It is paused already"
 
 
 class Pausing:
@@ -41,7 +43,7 @@ class Pausing:
             StoreUnavailable: a pause could not be written now.
         """
         self._store.journal.check_writable()
-        session, status = await self._meant(any_id, caller)
+        session, status, _ = await self._meant(any_id, caller)
         why = _why_not(status)
         if session is None or why is not None:
             return _not_paused(session, status, why or _OVER)
@@ -57,7 +59,7 @@ class Pausing:
         now = session.lifecycle.status
         if now is S.PAUSED:
             already = status is S.PAUSED
-            message = "It is paused already" if already else "Paused"
+            message = _standing(session) if already else "Paused"
             return views.Paused(
                 success=True, message=message, status=now.value, session_id=session.session_id, already=already
             )
@@ -72,15 +74,19 @@ class Pausing:
     async def resume(self, any_id: str, caller: Caller, *, reason: str) -> views.Resumed:
         """Let it go on, or take back a pause that has not taken effect; on disk when this returns.
 
+        Refused for a step whose plan is paused: it goes on with that.
+
         Raises:
             TaskNotFound: the id is unknown.
             StoreUnavailable: a resume could not be written now; it stays paused.
         """
         self._store.journal.check_writable()
-        session, status = await self._meant(any_id, caller)
+        session, status, plan = await self._meant(any_id, caller)
         why = _why_not(status)
         if session is None or why is not None:
             return _not_resumed(session, status, why or _OVER)
+        if plan is not None and plan.pause_reason is not None:
+            return _not_resumed(session, status, f"its plan is paused: resume {plan.job.session.task_id}")
         execution = self._engine.execution_of(session.session_id)
         pending = execution is not None and execution.pause_pending
         if execution is None:
@@ -103,12 +109,17 @@ class Pausing:
             already=status is not S.PAUSED and not pending,
         )
 
-    async def _meant(self, any_id: str, caller: Caller) -> tuple[ExecutionSession | None, ExecutionStatus]:
+    async def _meant(
+        self, any_id: str, caller: Caller
+    ) -> tuple[ExecutionSession | None, ExecutionStatus, RunningExecution | None]:
+        """The session that is to be acted on, its status, and, of a step, the execution of its plan."""
         found = await self._tasks.find(any_id, caller)
         session = meant(found, self._engine.run_of(found.record.task_id))
+        parent = found.record.parent_execution_id
+        plan = self._engine.execution_of(parent) if parent is not None else None
         if session is not None:
-            return session, session.lifecycle.status
-        return None, found.life.status if found.life is not None else S.IDLE
+            return session, session.lifecycle.status, plan
+        return None, found.life.status if found.life is not None else S.IDLE, plan
 
     def _unpark(self, session: ExecutionSession, reason: str) -> None:
         """Of one that has no slot. The engine starts nothing of it before that is on disk."""
@@ -127,6 +138,13 @@ def _stay(session: ExecutionSession, reason: str) -> bool:
         if session.lifecycle.status in AT_WORK:
             session.pause(reason)
         return session.lifecycle.status is S.PAUSED
+
+
+def _standing(session: ExecutionSession) -> str:
+    """What is said of one that stands still already."""
+    if asked := session.lifecycle.open_inputs:
+        return f"It stands still already: it waits for an answer: {', '.join(each.key for each in asked)}"
+    return f"It stands still already: {session.lifecycle.status_message}" if session.lifecycle.is_parked else _PAUSED
 
 
 def _why_not(status: ExecutionStatus) -> str | None:

@@ -12,10 +12,12 @@ from roles.execution import APPROVAL
 from vespera_exec.app.plans.step_limits import adapted
 from vespera_exec.errors import ExecutionError, InvalidInput, InvalidTransitionError, RoleNotFound
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
+from vespera_exec.model.plans.as_json import plan_from_dict
 from vespera_exec.model.plans.plan import PLAN_ROLE
+from vespera_exec.model.principal import Caller
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from datetime import datetime
 
     from roles.definition import Role
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vespera_exec.engine.jobs import Job
     from vespera_exec.model.events import Json
     from vespera_exec.model.lifecycle import Lifecycle
+    from vespera_exec.model.plans.plan import ExecutionPlan
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.model.task import Task
     from vespera_exec.store.queries import Unfinished
@@ -34,6 +37,18 @@ if TYPE_CHECKING:
 S = ExecutionStatus
 
 _log = logging.getLogger(__name__)
+
+
+_UNREADABLE = "what was asked for cannot be read any more"
+
+
+@dataclass(frozen=True, slots=True)
+class _PlanLeft:
+    """A plan that a dead owner left, and what was kept of its request; `refused`: why it does not go on."""
+
+    asked: dict[str, Json]
+    plan: ExecutionPlan
+    refused: str | None
 
 
 @dataclass(slots=True)
@@ -78,12 +93,19 @@ class Recovery:
         self._trusted = trusted
         self._cancelled = cancelled
 
-    def take_over(self, left: list[Unfinished]) -> Recovered:
+    async def take_over(self, left: list[Unfinished]) -> Recovered:
         """Decide about all of them. It is on disk after the next `sync`; the engine starts nothing before."""
+        plans = {
+            each.lifecycle.execution_id: await self._read(each)
+            for each in left
+            if each.lifecycle.role_name == PLAN_ROLE
+        }
+        return self._decide(left, plans)
+
+    def _decide(self, left: list[Unfinished], plans: Mapping[str, _PlanLeft]) -> Recovered:
         done = Recovered()
         ending: set[str] = set()
         """The plans whose steps do not go on."""
-        plans = {each.lifecycle.execution_id for each in left if each.lifecycle.role_name == PLAN_ROLE}
         for each in sorted(left, key=lambda each: each.lifecycle.role_name != PLAN_ROLE):
             task = self._tasks.adopt(each)
             session = task.execution.current_session
@@ -99,8 +121,9 @@ class Recovery:
                 if session.lifecycle.status.is_terminal:
                     job = None
                 elif session.lifecycle.role_name == PLAN_ROLE:
-                    job = self._plan(task, session, each)
-                    if not self._trusted or job is None or session.lifecycle.status is S.CANCELLING:
+                    found = plans[session.session_id]
+                    job = self._plan(task, session, each, found)
+                    if found.refused is not None or job is None or session.lifecycle.status is S.CANCELLING:
                         ending.add(session.session_id)
                 else:
                     job = self._continued(task, session, each)
@@ -123,24 +146,37 @@ class Recovery:
             )  # fmt: skip
         return done
 
-    def _plan(self, task: Task, session: ExecutionSession, left: Unfinished) -> Job | None:
+    async def _read(self, left: Unfinished) -> _PlanLeft:
+        """The plan of an execution; what its steps tell of it, where it does not go on since nobody can read it."""
+        asked, plan, refused = dict[str, "Json"](), None, None
+        try:
+            asked = _asked(left.request)
+            self._starter.caller(asked)
+            plan = plan_from_dict(asked["plan"])
+            self._check_trusted()
+        except _Refused as error:
+            refused = f"{error}"
+        # The boundary to what has been kept: whatever is wrong with that, it cannot be read.
+        except Exception:  # noqa: BLE001
+            _log.exception("The request of plan %s cannot be read", left.lifecycle.execution_id)
+            refused = _UNREADABLE
+        if plan is None:
+            nobody = Caller(principal=left.task.principal, scopes=frozenset())
+            asked = self._starter.asked(nobody, timeout_seconds=None)
+            plan = await self._plans.remains(left.lifecycle.execution_id)
+        return _PlanLeft(asked, plan, refused)
+
+    def _plan(self, task: Task, session: ExecutionSession, left: Unfinished, found: _PlanLeft) -> Job | None:
         """The job of a plan, of which nothing ran but its steps: it goes on, or ends once they have ended."""
         if left.lifecycle.execution_id in self._cancelled:
             session.request_cancellation("Asked for while the disk was full")
             if session.lifecycle.status.is_terminal:
                 return None
-        owner: dict[str, Json] = {"owner": left.lifecycle.owner}
         refused = None
-        try:
-            self._check_trusted()
-        except _Refused as error:
-            refused = ExecutionError(f"The plan cannot go on: {error}", code="INTERRUPTED", context=owner)
-        try:
-            return self._plans.job(task, session, _asked(left.request), refused=refused)
-        except (_Refused, InvalidInput, KeyError, TypeError) as error:
-            said = f"The plan cannot go on: {error}"
-            session.fail(ExecutionError(said, code="INTERRUPTED", context=owner))
-            return None
+        if found.refused is not None:
+            said = f"The plan cannot go on: {found.refused}"
+            refused = ExecutionError(said, code="INTERRUPTED", context={"owner": left.lifecycle.owner})
+        return self._plans.job(task, session, found.asked, plan=found.plan, refused=refused)
 
     def _continued(self, task: Task, session: ExecutionSession, left: Unfinished) -> Job | None:
         """The job of an execution that goes on; None where it has ended here."""
@@ -239,7 +275,7 @@ def _asked(request: bytes | None) -> dict[str, Json]:
     try:
         return orjson.loads(request)
     except orjson.JSONDecodeError:
-        raise _Refused("what was asked for cannot be read any more") from None
+        raise _Refused(_UNREADABLE) from None
 
 
 class _Refused(Exception):

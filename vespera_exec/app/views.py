@@ -376,6 +376,21 @@ class Resumed(View):
     reason: str | None = None
 
 
+class RunMetrics(View):
+    """Of one run, so far or in all; null where nothing is known. Of a plan its steps are what is counted."""
+
+    total_duration: float | None
+    """Milliseconds, as `effective_duration`, which is the part of them at work."""
+    effective_duration: float | None
+    total_cost: float | None
+    resource_efficiency: float | None
+    quality_score: float | None
+    success_rate: float | None
+    throughput: float | None
+    """Completed, per second."""
+    error_rate: float | None
+
+
 class Metrics(View):
     """Over all executions of a task. Rates count completed against completed, failed and timed out."""
 
@@ -396,6 +411,8 @@ class Metrics(View):
     retry_count: int
     last_error: str | None
     phase_seconds: dict[str, float] | None = None
+    execution: RunMetrics | None = None
+    """The `ExecutionMetrics` of the run that is meant; null where there was none."""
 
 
 class WorkRow(View):

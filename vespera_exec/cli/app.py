@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vespera_exec import __version__
-from vespera_exec.cli import answering, capacity, checkpoints, dead, output, pages, tokens, upkeep, watching
+from vespera_exec.cli import answering, capacity, checkpoints, dead, metrics, output, pages, tokens, upkeep, watching
 from vespera_exec.cli import daemon as daemon_commands
 from vespera_exec.cli.client import LONG_WAIT_MS, Daemon, DaemonError, data_directory, segment
 from vespera_exec.cli.plans import commands as plans
-from vespera_exec.errors import VesperaError
+from vespera_exec.errors import InvalidInput, VesperaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -413,9 +413,10 @@ def mcp_config(*, client: ClientName, http: bool, as_json: bool) -> None:
 @click.argument("path", metavar="[PATH]", default=".")
 def demo(*, path: str) -> int:
     """See it work, with a real MCP client."""
+    folder = _folder(Path(path))  # refused without the price of an MCP client
     from vespera_exec.cli.demo import show
 
-    return show(Path(path))
+    return show(folder)
 
 
 cli.add_command(daemon_commands.group)
@@ -426,6 +427,7 @@ cli.add_command(plans.steps)
 cli.add_command(checkpoints.group)
 cli.add_command(dead.group)
 cli.add_command(capacity.capacity)
+cli.add_command(metrics.metrics)
 cli.add_command(upkeep.doctor)
 cli.add_command(upkeep.backup)
 cli.add_command(upkeep.restore)
@@ -433,6 +435,20 @@ cli.add_command(upkeep.restore)
 
 def _daemon() -> Daemon:
     return Daemon(data_directory())
+
+
+def _folder(path: Path) -> Path:
+    """
+    Raises:
+        InvalidInput: it is none.
+    """
+    try:
+        folder = path.expanduser().resolve(strict=True)
+    except (OSError, RuntimeError) as fault:
+        raise InvalidInput(f"cannot survey {path}: no such folder", hint="name a folder that exists") from fault
+    if not folder.is_dir():
+        raise InvalidInput(f"cannot survey {path}: it is not a folder", hint="name the folder that holds it")
+    return folder
 
 
 def _path(any_id: str, step: str | None) -> str:

@@ -20,7 +20,7 @@ from vespera_exec.cli import config, output, owner
 from vespera_exec.cli.output import colour
 from vespera_exec.cli.state import Shown, ending
 from vespera_exec.cli.text import duration, shown, size, table
-from vespera_exec.errors import InvalidInput, VesperaError
+from vespera_exec.errors import VesperaError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,13 +62,8 @@ class DemoFailed(Exception):
     """The argument says what did not happen."""
 
 
-def show(path: Path) -> int:
-    """Runs the demo over the folder `path`; 0 when everything held, 1 when something failed, which it says.
-
-    Raises:
-        InvalidInput: `path` is no folder.
-    """
-    folder = _folder(path)
+def show(folder: Path) -> int:
+    """Runs the demo over `folder`; 0 when everything held, 1 when something failed, which it says."""
     place = Path(tempfile.mkdtemp(prefix="vespera-demo-"))
     screen = _Screen()
     demo = _Demo(folder, place / "data", screen)
@@ -341,16 +336,6 @@ def _ticks(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in ("Z", "X") else fields[19]
-
-
-def _folder(path: Path) -> Path:
-    try:
-        folder = path.expanduser().resolve(strict=True)
-    except (OSError, RuntimeError) as fault:
-        raise InvalidInput(f"cannot survey {path}: no such folder", hint="name a folder that exists") from fault
-    if not folder.is_dir():
-        raise InvalidInput(f"cannot survey {path}: it is not a folder", hint="name the folder that holds it")
-    return folder
 
 
 def _short(value: Json) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING
 
-from vespera_exec.errors import ExecutionError
+from vespera_exec.errors import ExecutionError, network_code
 from vespera_exec.model.jsonable import clean_text, details_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def fault_of(error: BaseException | str, phase: ExecutionPhase | None) -> dict[s
     if isinstance(error, str):
         return fault(error, code=ExecutionError.code, kind=None, phase=phase)
     kind = type(error).__name__
-    code: object = getattr(error, "failure_code", None) or getattr(error, "code", None)
+    code: object = getattr(error, "failure_code", None) or getattr(error, "code", None) or network_code(error)
     record = fault(
         str(error) or kind, code=code if isinstance(code, str) else ExecutionError.code, kind=kind, phase=phase
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import anyio.lowlevel
 import orjson
 
 from vespera_exec.model.enums import EventType, StepStatus
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from vespera_exec.model.events import ExecutionEvent
 
+_PORTION = 250
 _STREAM = "(SELECT id FROM streams WHERE name = ?)"
 
 
@@ -41,13 +43,18 @@ class PlanQueries(Reader):
             return PlanState.from_dict(orjson.loads(rows[0][0])) if rows else None
 
     async def plan_state(self, execution_id: str) -> tuple[PlanState, list[StepState]] | None:
-        """All of it: some 10 µs for each step of the plan."""
+        """All of it: some 10 µs for each step of the plan, in portions, between which others have their turn."""
         plan = await self.plan_head(execution_id)
         if plan is None:
             return None
         rows = await self._rows(f"SELECT doc FROM steps WHERE execution = {_STREAM} ORDER BY position", execution_id)
+        steps: list[StepState] = []
         with self._decoding():
-            return plan, [_step(*row) for row in rows]
+            for number, row in enumerate(rows, start=1):
+                steps.append(_step(*row))
+                if number % _PORTION == 0:
+                    await anyio.lowlevel.checkpoint()
+        return plan, steps
 
     async def steps(
         self, execution_id: str, *, status: StepStatus | None = None, after: int = -1, limit: int = 100

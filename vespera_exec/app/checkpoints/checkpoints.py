@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 import orjson
 
-from vespera_exec.app import views
+from vespera_exec.app import handles, views
 from vespera_exec.app.callers import require
 from vespera_exec.app.checkpoints.views import CheckpointList, CheckpointState, CheckpointView, Restored
 from vespera_exec.app.tasks import meant
@@ -21,7 +21,6 @@ from vespera_exec.errors import (
     Conflict,
     ExecutionNotFound,
     InvalidInput,
-    StoreUnavailable,
     TaskNotFound,
 )
 from vespera_exec.model.enums import ExecutionStatus
@@ -222,18 +221,11 @@ class Checkpoints:
         if plan is None or board is None:
             raise Conflict("It has no plan", hint="execute the task again")
         head, steps = board
-        states = put_back({state.step_id: state for state in steps})
+        then = {state.step_id: state for state in steps}
         life = found.life
-        job = await self._plan_again(life, caller, asked, states=states, variables=head.variables, origin=None)
-        cursor = await self._submitted(job)
-        life = job.session.lifecycle
-        return views.Handle(
-            task_id=life.task_id,
-            run_id=life.run_id,
-            session_id=life.execution_id,
-            status=life.status.value,
-            cursor=cursor,
-        )
+        job = await self._plan_again(life, caller, asked, plan, then, variables=head.variables, origin=None)
+        run, cursor = await self._submitted(job)
+        return handles.handle(run.session.lifecycle, cursor, done=False)
 
     # inside
 
@@ -294,7 +286,8 @@ class Checkpoints:
                 place.life,
                 caller,
                 place.asked,
-                states=put_back(replay.states),
+                place.plan,
+                replay.states,
                 variables=replay.state.variables,
                 origin=record.checkpoint_id,
             )
@@ -302,45 +295,39 @@ class Checkpoints:
             then, _ = await self._reader.task_at(record)
             task = await self._tasks.get(record.execution_id, caller)
             job = self._starter.restored(caller, task, place.asked, then, checkpoint_id=record.checkpoint_id)
-        cursor = await self._submitted(job)
-        run = self._engine.run(job.session.run_id)
-        if wait_ms and run is not None:
+        run, cursor = await self._submitted(job)
+        if wait_ms:
             with anyio.move_on_after(wait_ms / 1000):
                 await run.done.wait()
-        return _restored(place, job.session.lifecycle, cursor, in_place=False, done=run is None or run.done.is_set())
+        return _restored(place, job.session.lifecycle, cursor, in_place=False, done=run.done.is_set())
 
     async def _plan_again(
         self,
         life: Lifecycle,
         caller: Caller,
         asked: Mapping[str, Json],
+        plan: ExecutionPlan,
+        then: Mapping[str, StepState],
         *,
-        states: Mapping[str, StepState],
         variables: Mapping[str, Json],
         origin: str | None,
     ) -> Job:
         task = await self._tasks.get(life.execution_id, caller)
-        return self._plans.started_again(
+        return await self._plans.started_again(
             task,
             caller,
             asked,
-            states=states,
+            plan,
+            states=await anyio.to_thread.run_sync(put_back, then),
             variables=variables,
             restored_from=origin,
             parent_execution_id=life.execution_id,
         )
 
-    async def _submitted(self, job: Job) -> int:
-        """The cursor to follow it from; its acceptance is on disk."""
+    async def _submitted(self, job: Job) -> tuple[Run, int]:
+        """Its run, and the cursor to follow it from; its acceptance is on disk."""
         cursor = self._store.journal.head
-        self._tasks.hold(job.task)
-        self._engine.submit(job)
-        try:
-            await self._store.journal.sync()
-        except StoreUnavailable:
-            job.session.request_cancellation("Its acceptance could not be written")
-            raise
-        return cursor
+        return await handles.accepted(job, tasks=self._tasks, engine=self._engine, store=self._store), cursor
 
     async def _state(self, place: _Place) -> ExecutionState:
         if place.plan is None:

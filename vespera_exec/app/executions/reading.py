@@ -148,6 +148,21 @@ class Executions:
             timeline=tuple(timeline),
         )
 
+    async def metrics(self, any_id: str, caller: Caller) -> ExecutionMetrics | None:
+        """Of the run that is meant, so far or in all; None where there was none, or its end could not be written.
+
+        Raises:
+            ExecutionNotFound: the id is unknown.
+        """
+        run = await self._named(any_id, caller)
+        if run.run_id is None:
+            return None
+        try:
+            seen = await self._look(run.run_id)
+        except Conflict:
+            return None
+        return await self._metrics(seen, await self._reading.summary(seen.life))
+
     async def updates(self, any_id: str, caller: Caller) -> AsyncGenerator[ExecutionUpdate]:
         """Where it stands now, then what happens, at most one update in 0.1 s, the last when it has ended.
 
@@ -199,9 +214,8 @@ class Executions:
             return _Seen(tuple(life for life, _ in attempts), attempts[-1][1], is_over=True)
         life, progress, earlier = active.session.lifecycle, active.session.progress, ()
         is_ending = life.status.is_terminal
-        if is_ending:  # an end is told when it is on disk, or the next attempt instead
-            ending = S.CANCELLING if life.status is S.CANCELLED else S.COMPLETING
-            life = replace(life, status=ending, completed_at=None, outcome={})
+        if is_ending:
+            life = present.before_its_end(life)
         if life.attempt > 1:
             known = await self._store.queries.attempts_of(run_id)
             earlier = tuple(each for each, _ in known if each.attempt < life.attempt)
@@ -231,12 +245,7 @@ class Executions:
     async def _update(self, run: _Run, seen: _Seen, events: Sequence[ExecutionEvent]) -> ExecutionUpdate:
         now = self._clock.now()
         summary = await self._reading.summary(seen.life)
-        if seen.is_over:
-            timeline = await self._log(seen.life.execution_id) if summary is not None else []
-            record = await self._store.queries.get_result(seen.life.execution_id)
-            metrics = await self._final(seen, summary, _usage(seen, timeline), timeline, record)
-        else:
-            metrics = execution_metrics.metrics(_measured(seen, summary, now=now))
+        metrics = await self._metrics(seen, summary)
         messages = [message for event in events if (message := ExecutionMessage.of(event)) is not None]
         return ExecutionUpdate(
             execution_id=run.run_id or run.task_id,
@@ -248,6 +257,13 @@ class Executions:
             events=tuple(events),
             messages=tuple(messages),
         )
+
+    async def _metrics(self, seen: _Seen, summary: PlanSummary | None) -> ExecutionMetrics:
+        if not seen.is_over:
+            return execution_metrics.metrics(_measured(seen, summary, now=self._clock.now()))
+        timeline = await self._log(seen.life.execution_id) if summary is not None else []
+        record = await self._store.queries.get_result(seen.life.execution_id)
+        return await self._final(seen, summary, _usage(seen, timeline), timeline, record)
 
     def _progress(self, seen: _Seen, summary: PlanSummary | None, metrics: ExecutionMetrics) -> ExecutionProgress:
         life, progress = seen.life, seen.progress

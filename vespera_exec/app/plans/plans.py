@@ -13,7 +13,6 @@ from roles import inputs as schema
 from vespera_exec.app import checks, handles, views
 from vespera_exec.app.callers import require
 from vespera_exec.app.plans import views as plan_views
-from vespera_exec.app.plans.files import parse_plan
 from vespera_exec.app.plans.reading import executes_plan
 from vespera_exec.app.plans.steps import PlanJobs
 from vespera_exec.app.tasks import meant
@@ -24,7 +23,6 @@ from vespera_exec.errors import (
     InvalidPlan,
     PermissionDenied,
     RoleNotFound,
-    StoreUnavailable,
 )
 from vespera_exec.model.ledger import RequestRecord
 from vespera_exec.model.plans.as_json import plan_from_dict, plan_to_dict
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
     from vespera_exec.model.plans.plan import ExecutionPlan, PlanStep
     from vespera_exec.model.plans.steps import StepState
     from vespera_exec.model.principal import Caller
+    from vespera_exec.model.session import ExecutionSession
     from vespera_exec.model.task import Task
     from vespera_exec.settings import Settings
     from vespera_exec.store.store import Store
@@ -175,11 +174,12 @@ class Plans:
             key = (caller.principal, "execute", request.idempotency_key, checks.request_digest(request))
         return self.enqueue(task, plan, asked, priority=request.priority, key=key)
 
-    def started_again(
+    async def started_again(
         self,
         task: Task,
         caller: Caller,
         asked: Mapping[str, Json],
+        plan: ExecutionPlan,
         *,
         states: Mapping[str, StepState],
         variables: Mapping[str, Json],
@@ -188,11 +188,17 @@ class Plans:
     ) -> Job:
         """Decide PENDING for a new session of a plan's task, which goes on from `states`. Submit it, then sync."""
         asked = {**asked, **self._starter.asked(caller, timeout_seconds=asked.get("timeout_seconds"))}
-        plan = plan_from_dict(asked["plan"])
-        board = {"states": states, "variables": variables, "restored_from": restored_from}
-        return self.enqueue(
-            task, plan, asked, board=board, parent_execution_id=parent_execution_id, restored_from=restored_from
+        decide = partial(
+            self._enqueued,
+            task,
+            plan,
+            asked,
+            board={"states": states, "variables": variables, "restored_from": restored_from},
+            parent_execution_id=parent_execution_id,
+            restored_from=restored_from,
         )
+        session, board = await _apart(len(plan.steps), decide)  # once begun, it is not given up when the caller leaves
+        return self.jobs.job(task, session, asked, plan=plan, board=board)
 
     async def _start(self, caller: Caller, plan: ExecutionPlan, request: plan_views.ExecutePlan) -> views.Handle:
         self._store.journal.check_writable()
@@ -219,19 +225,15 @@ class Plans:
             )
             asked = self._starter.asked(caller, timeout_seconds=request.timeout_seconds)
             job = self.enqueue(task, plan, {**asked, "plan": told}, key=key)
-            self._tasks.hold(task)
-            run = self._engine.submit(job)
-            try:
-                await self._store.journal.sync()
-            except StoreUnavailable:
-                job.session.request_cancellation("Its acceptance could not be written")
-                raise
-        if request.wait_ms:
-            with anyio.move_on_after(request.wait_ms / 1000):
-                await run.done.wait()
-        return handles.handle(run.session.lifecycle, cursor, done=run.done.is_set())
+            run = await handles.accepted(job, tasks=self._tasks, engine=self._engine, store=self._store)
+        return await handles.within(run, cursor, wait_ms=request.wait_ms)
 
-    def enqueue(
+    def enqueue(self, task: Task, plan: ExecutionPlan, asked: Mapping[str, Json], **more: Any) -> Job:
+        """As `_enqueued`, at once; the job of it."""
+        session, board = self._enqueued(task, plan, asked, **more)
+        return self.jobs.job(task, session, asked, plan=plan, board=board)
+
+    def _enqueued(
         self,
         task: Task,
         plan: ExecutionPlan,
@@ -241,8 +243,8 @@ class Plans:
         board: Mapping[str, Any] | None = None,
         key: tuple[str, str, str, bytes] | None = None,
         **queueing: Any,
-    ) -> Job:
-        """PENDING, the request with the plan, and its steps, in one decision."""
+    ) -> tuple[ExecutionSession, PlanBoard]:
+        """PENDING, the request with the plan, and its steps, in one decision. From any thread."""
         with task.ledger:
             session = task.enqueue_execution(
                 PLAN_ROLE,
@@ -257,7 +259,7 @@ class Plans:
             if key is not None:
                 principal, operation, name, digest = key
                 task.remember_key(principal, operation, name, session.run_id, digest=digest)
-        return self.jobs.job(task, session, asked, plan=plan, board=opened)
+        return session, opened
 
     # checking
 
@@ -267,6 +269,8 @@ class Plans:
             InvalidPlan: all that is wrong with it; of its roles, where it has other faults, only that they are unknown
                 or closed to the caller.
         """
+        from vespera_exec.app.plans.files import parse_plan  # to make its models is a tenth of a daemon's start
+
         try:
             return await _apart(_number(asked.plan), lambda: parse_plan(asked.plan, variables=asked.variables))
         except InvalidPlan as error:
@@ -382,10 +386,8 @@ class Plans:
         require(caller, "operate")
         coordinator, status, session_id = await self._coordinator(any_id, caller)
         task_id = _task_of(coordinator, step_id)
-        if coordinator is None or task_id is None or coordinator.is_paused:
+        if task_id is None:
             why = _NOT_OPEN if coordinator is None else "nothing of the step runs"
-            if coordinator is not None and coordinator.is_paused:
-                why = "its plan is paused"
             return views.Resumed(
                 success=False, message="Resume not possible", reason=why, status=status, session_id=session_id
             )

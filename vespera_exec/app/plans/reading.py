@@ -13,6 +13,7 @@ from vespera_exec.app import present, views
 from vespera_exec.app.plans import views as plan_views
 from vespera_exec.errors import Conflict, InvalidInput
 from vespera_exec.model.enums import StepStatus
+from vespera_exec.model.events import mapping
 from vespera_exec.model.plans.plan import PLAN_ROLE
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class PlanReading:
                 life.execution_id, status=wanted, after=after, limit=limit + 1
             )
             told = await self._told(life.run_id) if stored else []
-            page = [_view(state, told[state.position]) for state in stored]
+            page = [_view(state, told[state.position] if told else {}) for state in stored]
         shown = page[:limit]
         return plan_views.StepPage(
             task_id=life.task_id,
@@ -173,9 +174,13 @@ class PlanReading:
         return sorted(found, key=lambda each: each.position)[:_SHOWN]
 
     async def _told(self, run_id: str) -> list[Mapping[str, Json]]:
-        """What the plan says of each step, by its position."""
+        """What the plan says of each step, by its position; nothing where it cannot be read any more."""
         body = await self._store.queries.request(run_id)
-        return orjson.loads(body)["plan"]["steps"] if body is not None else []
+        try:
+            told: Json = orjson.loads(body) if body is not None else None
+        except orjson.JSONDecodeError:
+            return []
+        return mapping(mapping(told).get("plan")).get("steps") or []
 
     async def _settled(self) -> None:
         if self._store.journal.fault is None:

@@ -21,6 +21,8 @@ from vespera_exec.model.enums import EventType
 from vespera_exec.model.events import mapping
 from vespera_exec.model.ledger import RequestRecord
 from vespera_exec.model.plans.as_json import plan_from_dict, step_to_dict
+from vespera_exec.model.plans.plan import ExecutionPlan, PlanStep
+from vespera_exec.model.plans.steps import PlanState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,8 +37,7 @@ if TYPE_CHECKING:
     from vespera_exec.model.ledger import CacheRecord
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.plans.board import PlanBoard
-    from vespera_exec.model.plans.plan import ExecutionPlan, PlanStep
-    from vespera_exec.model.plans.steps import PlanState, StepState
+    from vespera_exec.model.plans.steps import StepState
     from vespera_exec.model.principal import Caller
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.model.task import Task
@@ -221,8 +222,19 @@ class PlanJobs:
         self._parts: dict[str, Any] = {
             "store": store, "engine": engine, "tasks": tasks, "starter": starter, "cache": cache
         }  # fmt: skip
+        self._store = store
         self._engine = engine
         self._starter = starter
+
+    async def remains(self, execution_id: str) -> ExecutionPlan:
+        """What its steps tell of a plan whose request is lost: enough to end it, too little to execute it."""
+        stored = await self._store.queries.plan_state(execution_id)
+        head, steps = stored or (PlanState(execution_id=execution_id), [])
+        return ExecutionPlan(
+            id=head.plan_id,
+            name=head.name,
+            steps=tuple(PlanStep(id=each.step_id, role=each.role or "") for each in steps),
+        )
 
     def job(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from vespera_exec.cli.output import colour
 from vespera_exec.cli.plans.drawing import Drawn
-from vespera_exec.cli.plans.state import failure, waiting
+from vespera_exec.cli.plans.state import failure, standing, waiting
 from vespera_exec.cli.text import duration, percent, shown, table
 
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ def step_note(row: Mapping[str, Json]) -> str:
     notes = ["the fallback"] if row["is_fallback"] else []
     notes += ["from the cache"] if row["cached"] else []
     if row["waiting_for"]:
-        notes.append(waiting(row["waiting_for"]))
+        notes.append(standing(row["waiting_for"], str(row["message"] or "")))
     if row["status"] in ("skipped", "cancelled"):
         notes.append(shown(row["reason"] or ""))
     elif row["error"] and row["status"] != "completed":
         notes.append(failure(row["error"]))
-    elif row["status"] in ("running", "waiting") and row["waiting_for"] != "answer":
+    elif row["status"] == "running":
         notes.append(shown(row["message"] or ""))
     return ", ".join(each for each in notes if each)
 

@@ -23,6 +23,8 @@ _WAITS: Final = {
     "backoff": "is tried again",
     "pause": "is paused",
 }
+_WAITING: Final = "Waiting for "
+_SAYS_NO_MORE: Final = ("Queued", "Its plan is paused")
 _ORDER: Final = {"waiting": 1, "running": 2, "pending": 3, "failed": 4}
 _ANSWER_FIRST: Final = 0
 
@@ -114,7 +116,7 @@ class PlanShown(Shown):
             case "step_waiting":
                 step.waiting_for, step.message = details.get("for"), message
                 self._moved(step, "waiting" if step.waiting_for else "running")
-                said = _waits(step) or "goes on"
+                said = standing(step.waiting_for, step.message) or "goes on"
             case "step_completed":
                 self._moved(step, "completed")
                 said = "completed (from the cache)" if details.get("cached") else "completed"
@@ -161,16 +163,20 @@ def waiting(what: str | None) -> str:
     return "" if what is None else _WAITS.get(what, f"waits for {shown(what, 60)}")
 
 
+def standing(what: str | None, message: str) -> str:
+    """What a step waits for with all that its message adds; what is asked is said by whoever shows the question."""
+    if what in (None, "answer") or message in _SAYS_NO_MORE:
+        return waiting(what)
+    if message.startswith(_WAITING):
+        return f"waits for {shown(message.removeprefix(_WAITING), 300)}"
+    return _joined(waiting(what), message)
+
+
 def failure(error: Mapping[str, Json] | None) -> str:
     """`pytest exited with code 1 (EXIT_NONZERO)`."""
     if not error:
         return ""
     return f"{shown(error.get('message'), 300)} ({shown(error.get('code'), 60)})"
-
-
-def _waits(step: StepShown) -> str:
-    """Empty where it does not. What is asked is said by whoever shows the question."""
-    return _joined(waiting(step.waiting_for), "" if step.waiting_for == "answer" else step.message)
 
 
 def _started(details: Mapping[str, Json]) -> str:

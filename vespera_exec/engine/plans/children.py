@@ -11,12 +11,17 @@ from vespera_exec.model.enums import EventType, ExecutionStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from vespera_exec.engine.capacity.grants import Grants
     from vespera_exec.engine.jobs import Run
+    from vespera_exec.engine.plans.checkpoints import CheckpointReader
+    from vespera_exec.engine.plans.strategies import Strategies
+    from vespera_exec.engine.running import RunningExecution
     from vespera_exec.model.events import ExecutionEvent, Json
     from vespera_exec.model.ledger import CacheRecord
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.plans.plan import PlanStep
     from vespera_exec.model.plans.steps import PlanState, StepState
+    from vespera_exec.model.session import ExecutionSession
 
 S = ExecutionStatus
 
@@ -88,6 +93,33 @@ class StepHost(Protocol):
         ...
 
 
+class ChildEngine(Protocol):
+    """The engine, as the coordinator needs it: who runs its children, and what they share."""
+
+    @property
+    def strategies(self) -> Strategies: ...
+
+    @property
+    def checkpoints(self) -> CheckpointReader | None: ...
+
+    @property
+    def grants(self) -> Grants: ...
+
+    def run_of(self, task_id: str) -> Run | None: ...
+
+    def runs_of(self, group: str) -> list[Run]: ...
+
+    def execution_of(self, session_id: str) -> RunningExecution | None: ...
+
+    def waits_for(self, session_id: str) -> str | None: ...
+
+    def hold(self, group: str) -> None: ...
+
+    def go_on(self, group: str) -> None: ...
+
+    def unpark(self, session: ExecutionSession) -> None: ...
+
+
 class Child:
     """One run of one step. `heard` is called under its ledger's lock, from any thread; all else on the loop."""
 
@@ -137,15 +169,17 @@ class Child:
     def percentage(self) -> float | None:
         return self.run.session.progress.percentage
 
-    def waits_for(self, now: float) -> tuple[str | None, str]:
-        """What holds it up, and in which words; None while it works."""
+    def waits_for(self, now: float, *, held: bool) -> tuple[str | None, str]:
+        """What holds it up, and in which words; None while it works. `held`: its plan is to stand still."""
         life = self.run.session.lifecycle
         if asked := life.open_inputs:
             return "answer", f"Waiting for an answer: {', '.join(each.key for each in asked)}"
-        if life.status is S.PAUSED and life.status_message != HELD:
+        if life.status is S.PAUSED:
             return "pause", life.status_message
         if life.status is not S.PENDING and not life.is_parked:
             return None, ""
+        if held:
+            return "pause", HELD
         if self.wants_capacity:
             return "capacity", self.wants_capacity
         if life.not_before is not None:

@@ -31,11 +31,6 @@ class PlanControl(PlanEnds):
         """The steps that have begun and not ended, and perhaps some more."""
         return (*self._children, *self._deciding, *self._unmade)
 
-    @property
-    def is_paused(self) -> bool:
-        """The whole is to stand still."""
-        return self._paused
-
     def checkpoint(self, kind: str = "call", metadata: Mapping[str, Json] | None = None) -> CheckpointRecord:
         """Mark where the plan stands, to go back to.
 
@@ -88,6 +83,7 @@ class PlanControl(PlanEnds):
     async def pause(self) -> None:
         self._paused = True
         self._engine.hold(self._session.session_id)
+        self._rouse()
         await self._children_stand()
         while self._restoring:
             await self._arrived.wait()

@@ -7,34 +7,29 @@ import heapq
 import math
 import threading
 from collections import deque
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.lowlevel
-import orjson
 
 from vespera_exec.engine.plans.children import QUEUED_SECONDS, Child
 from vespera_exec.engine.plans.control import PlanControl
 from vespera_exec.engine.plans.ends import AT_ONCE, TELLING_SECONDS, why_aborted
-from vespera_exec.engine.plans.outcome import MOST_OUTPUT_BYTES, MOST_OUTPUTS, last_steps, outcome
+from vespera_exec.engine.plans.outputs import PlanOutputs
+from vespera_exec.engine.work import Stopped
 from vespera_exec.errors import CancellationException, ExecutionError, VesperaError
-from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, StepStatus
+from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, StepStatus
 from vespera_exec.model.events import new_id
 from vespera_exec.model.plans.board import PlanBoard
-from vespera_exec.model.plans.references import lookup_in, references, resolve
 from vespera_exec.model.plans.schedule import Schedule
 from vespera_exec.model.transitions import AT_WORK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from vespera_exec.engine.engine import Engine
     from vespera_exec.engine.jobs import Run
-    from vespera_exec.engine.plans.children import StepHost
+    from vespera_exec.engine.plans.children import ChildEngine, StepHost
     from vespera_exec.engine.work import Work, WorkResult
-    from vespera_exec.model.capacity import CapacityUse
-    from vespera_exec.model.events import Json
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.plans.plan import ExecutionPlan
     from vespera_exec.model.session import ExecutionSession
@@ -57,7 +52,7 @@ class Coordinator(PlanControl):
         session: ExecutionSession,
         plan: ExecutionPlan,
         host: StepHost,
-        engine: Engine,
+        engine: ChildEngine,
         *,
         board: PlanBoard | None = None,
         refused: ExecutionError | None = None,
@@ -68,6 +63,7 @@ class Coordinator(PlanControl):
         """
         super().__init__(session, plan, host, engine, board)
         self._refused = refused
+        self._outputs = PlanOutputs(plan, host)
         self._news: deque[Child] = deque()
         self._moved: set[Child] = set()
         """Those of which something is to be told with the next tick."""
@@ -76,6 +72,7 @@ class Coordinator(PlanControl):
         self._checkpointed = 0
         self._waits_since: float | None = None
         self._is_aborting = False
+        self._pause_told = False
 
     async def run(self, work: Work) -> WorkResult:
         """The outcome of the plan, once nothing of it runs any more.
@@ -112,13 +109,14 @@ class Coordinator(PlanControl):
             self._aborted = self._refused.message
         await self._open()
         if self._refused is not None:
-            raise self._refused
+            return await self._as_refused(self._refused)
         while True:
             if work.token.is_cancelled or self._session.lifecycle.status is S.CANCELLING:
                 reason = work.token.cancellation_reason or self._session.lifecycle.cancellation_reason or "Cancelled"
                 await self._wind_up(reason)
-                raise CancellationException(reason)
+                raise Stopped(reason, await self._result())
             await self._heed_news()
+            self._heed_pause()
             self._heed_time()
             await self._skip_doomed()
             if self._aborted is not None:
@@ -151,6 +149,7 @@ class Coordinator(PlanControl):
             self._reschedule()
         self._is_open = True
         self.opened.set()
+        await anyio.lowlevel.checkpoint()  # of a large plan, that was much
         if self._plan.checkpoint_interval_seconds:
             self._checkpoint_at = self._now + self._plan.checkpoint_interval_seconds
 
@@ -168,27 +167,7 @@ class Coordinator(PlanControl):
                 self._left.append((state.step_id, attempts[-1]))
             else:
                 self._unmade.append(state.step_id)
-        await self._tell_capacity(going_on)
-
-    async def _tell_capacity(self, going_on: Mapping[str, Lifecycle]) -> None:
-        """What steps were given, and gave back, while nobody listened to them."""
-        given, returned = await self._host.capacity_told()
-        holding = {step_id for each, step_id in given.items() if each not in returned}
-        for step_id in holding.union(step_id for step_id, life in going_on.items() if life.capacity):
-            lives = await self._host.attempts(self.board.step(step_id).run_id or "")
-            if (now := going_on.get(step_id)) is not None:
-                lives = [*(each for each in lives if each.attempt < now.attempt), now]
-            uses = [use for life in lives for use in life.capacity]
-            untold = [use for use in uses if use.allocation_id not in given]
-            back = [use for use in uses if use.ended_at is not None and use.allocation_id not in returned]
-            self._tell_allocations(EventType.RESOURCE_RELEASED, step_id, [each for each in back if each not in untold])
-            self._tell_allocations(EventType.RESOURCE_ALLOCATED, step_id, untold)
-            self._tell_allocations(EventType.RESOURCE_RELEASED, step_id, [each for each in back if each in untold])
-
-    def _tell_allocations(self, kind: EventType, step_id: str, uses: Sequence[CapacityUse]) -> None:
-        if uses:
-            details: dict[str, Json] = {"allocations": [use.to_dict() for use in uses]}
-            self._session.record_fact(kind, (), step_id=step_id, message="While nobody listened", details=details)
+        await self._telling.missed(self.board, going_on)
 
     # beginning
 
@@ -218,7 +197,7 @@ class Coordinator(PlanControl):
         made: VesperaError | None = None
         ready = None
         try:
-            inputs = await self._resolved(dict(given))
+            inputs = await self._outputs.resolved(dict(given), self.board)
             ready = await self._host.ready(step, role, inputs, task_id=announced, after=after)
         except VesperaError as error:
             made = error
@@ -251,23 +230,6 @@ class Coordinator(PlanControl):
                 )
             self._follow(step_id, ready.begin(task_id, run_id))
 
-    async def _resolved(self, template: Json) -> Json:
-        """
-        Raises:
-            MissingReference: what it refers to is not there.
-            ExecutionError: the output of a step was not kept whole.
-        """
-        found = references(template)
-        if not found:
-            return template
-        states, outputs = self.board.states, dict[str, "Json"]()
-        for reference in found:
-            if reference.kind == "output" and reference.name not in outputs:
-                state = states[reference.name]
-                if state.status is StepStatus.COMPLETED:
-                    outputs[reference.name] = await self._host.output(state.result_of) if state.result_of else None
-        return resolve(template, lookup_in(states, self.board.state.variables, outputs))
-
     def _follow(self, step_id: str, run: Run) -> None:
         child = self._children[step_id] = Child(step_id, run, self._hear, now=self._now)
         state = self.board.step(step_id)
@@ -295,7 +257,7 @@ class Coordinator(PlanControl):
             if child.run.done.is_set():
                 self._end(child)
             else:
-                self._mirror(child)
+                self._telling.capacity(child)
                 self._look_at(child)
             if number % AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
@@ -304,13 +266,13 @@ class Coordinator(PlanControl):
         del self._children[child.step]
         self._moved.discard(child)
         child.forget()
-        self._mirror(child)
-        self._write_notes(child)
+        self._telling.capacity(child)
+        self._telling.notes(child)
         self._concluded(child.step, child.run.session.lifecycle, child.run)
 
     def _look_at(self, child: Child) -> None:
         """Record what it waits for, where that is new; how far it is comes with the next tick."""
-        waits = child.waits_for(self._now)
+        waits = child.waits_for(self._now, held=self._paused)
         if waits != child.shown:
             child.shown = waits
             self.board.waiting(child.step, *waits)
@@ -318,6 +280,13 @@ class Coordinator(PlanControl):
             self._moved.add(child)
             if self._tell_at is None:
                 self._tell_at = max(self._now, self._told_at + TELLING_SECONDS)
+
+    def _heed_pause(self) -> None:
+        """What waits for its turn waits for the end of a pause, from its beginning on."""
+        if self._paused is not self._pause_told:
+            self._pause_told = self._paused
+            for child in self._children.values():
+                self._look_at(child)
 
     def _heed_time(self) -> None:
         """What is due, or the first of it, where that is much: `_rest` comes back at once for what is left."""
@@ -351,22 +320,9 @@ class Coordinator(PlanControl):
             before, reached = self.board.step(child.step).percentage or 0.0, child.percentage
             if reached is not None and reached - before >= 1.0:
                 self.board.progress(child.step, min(reached, 100.0))
-            self._write_notes(child)
+            self._telling.notes(child)
         if not self._moved:
             self._tell_percentage()
-
-    def _write_notes(self, child: Child) -> None:
-        """What the work of a step has said, in the plan's own log too."""
-        while child.notes:
-            note = child.notes.popleft()
-            self._session.record_fact(
-                note.event_type,
-                (),
-                step_id=child.step,
-                message=note.message,
-                details=dict(note.details),
-                level=note.level,
-            )
 
     def _tell_percentage(self) -> None:
         reached = self.board.percentage
@@ -477,43 +433,17 @@ class Coordinator(PlanControl):
 
     async def _result(self) -> WorkResult:
         self._tell_percentage()
-        states, output, more = self.board.states, None, 0
-        missing: ExecutionError | None = None
-        try:
-            if self._plan.output is not None:
-                output = await self._resolved(self._plan.output)
-            else:
-                output, more = await self._outputs(last_steps(self._plan))
-        except ExecutionError as error:
-            missing = error
-        ended = outcome(self._plan, states, output, more=more, aborted=self._aborted)
-        if missing is not None and ended.success:
-            raise missing
-        return ended
+        return await self._outputs.result(self.board, aborted=self._aborted)
 
-    async def _outputs(self, steps: Sequence[str]) -> tuple[dict[str, Json], int]:
-        """What they returned, and of how many it was left out: it was too much to be given whole."""
-        outputs: dict[str, Json] = {}
-        left, more = MOST_OUTPUT_BYTES, 0
-        for step_id in steps:
-            state = self.board.step(step_id)
-            if state.status is not StepStatus.COMPLETED or state.result_of is None:
-                continue
-            if left <= 0 or len(outputs) >= MOST_OUTPUTS:
-                more += 1
-                continue
-            try:
-                output = await self._host.output(state.result_of)
-            except ExecutionError:
-                more += 1
-                continue
-            size = len(orjson.dumps(output)) if output is not None else 0
-            if size > left:
-                more += 1
-                continue
-            left -= size
-            outputs[step_id] = output
-        return outputs, more
+    async def _as_refused(self, refused: ExecutionError) -> WorkResult:
+        await self._wind_up(refused.message)
+        return replace(
+            await self._result(),
+            error=refused.message,
+            error_code=refused.failure_code,
+            recoverable=refused.recoverable,
+            error_context=refused.context,
+        )
 
 
 def _as_failure(error: VesperaError) -> ExecutionError:

@@ -15,6 +15,7 @@ import anyio.lowlevel
 
 from vespera_exec.engine.done import Done
 from vespera_exec.engine.plans.strategies import Decision, decided
+from vespera_exec.engine.plans.telling import Telling
 from vespera_exec.errors import Conflict, ExecutionError
 from vespera_exec.model.enums import EventType, ExecutionStatus, RecoveryAction, StepStatus
 from vespera_exec.model.plans.restoring import put_back, state_of_plan
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from vespera_exec.engine.capacity.pools import PoolState
-    from vespera_exec.engine.engine import Engine
     from vespera_exec.engine.jobs import Run
-    from vespera_exec.engine.plans.children import Child, StepHost
+    from vespera_exec.engine.plans.children import Child, ChildEngine, StepHost
     from vespera_exec.model.events import Json
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.plans.board import PlanBoard
@@ -53,13 +53,19 @@ class PlanEnds:
     _schedule: Schedule
 
     def __init__(
-        self, session: ExecutionSession, plan: ExecutionPlan, host: StepHost, engine: Engine, board: PlanBoard | None
+        self,
+        session: ExecutionSession,
+        plan: ExecutionPlan,
+        host: StepHost,
+        engine: ChildEngine,
+        board: PlanBoard | None,
     ) -> None:
         self._session = session
         self._plan = plan
         self._host = host
         self._engine = engine
         self._board: PlanBoard | None = board
+        self._telling = Telling(session, host)
         self._steps = {step.id: step for step in plan.steps}
         self._children: dict[str, Child] = {}
         """By step."""
@@ -335,7 +341,7 @@ class PlanEnds:
         for child in gone:
             await child.run.done.wait()
             child.forget()
-            self._mirror(child)
+            self._telling.capacity(child)
         self._leaving.clear()
         self._retrying.clear()
         self._unmade.clear()
@@ -375,14 +381,6 @@ class PlanEnds:
         await self.restore(then, variables, checkpoint_id=checkpoint_id, keeps_recoveries=True)
 
     # inside
-
-    def _mirror(self, child: Child) -> None:
-        """Tell in the plan's log what capacity it was given, and gave back."""
-        while child.allocated:
-            event = child.allocated.popleft()
-            self._session.record_fact(
-                event.event_type, (), step_id=child.step, message=event.message, details=dict(event.details)
-            )
 
     def _settle(self, step_id: str, *, lets_on: bool, status: StepStatus = StepStatus.FAILED) -> None:
         """It has ended: what needs it may begin, or can never begin, and is skipped soon."""

@@ -39,6 +39,7 @@ def outcome(
     counts: dict[str, int] = {}
     failed: list[dict[str, Json]] = []
     skipped: list[dict[str, Json]] = []
+    cancelled: list[dict[str, Json]] = []
     stopped = 0
     for step in plan.steps:
         state = states[step.id]
@@ -49,16 +50,18 @@ def outcome(
             failed.append({"step": step.id, "code": state.error.get("code"), "message": state.error.get("message")})
             stopped += not state.continues
         elif state.status is StepStatus.CANCELLED:
-            stopped += 1
+            cancelled.append({"step": step.id, "reason": state.reason})
     result: dict[str, Json] = {
         "output": output,
         "counts": counts,
         "failed": failed[:_TOLD],
         "skipped": skipped[:_TOLD],
     }
+    if cancelled:
+        result["cancelled"] = cancelled[:_TOLD]
     if more:
         result["more"] = more
-    if not stopped and aborted is None:
+    if not stopped and not cancelled and aborted is None:
         return WorkResult(output=result)
     return WorkResult(
         output=result,

@@ -117,10 +117,10 @@ class BoardReplay:
 
     @property
     def allocations(self) -> dict[str, Json]:
-        """What the plan's steps hold, by allocation id. One that does not run holds nothing, though its owner, which
-        would have said so, has died."""
-        running = (held for step, held in self._held.items() if self.states[step].status is StepStatus.RUNNING)
-        return {allocation_id: each for held in running for allocation_id, each in held.items()}
+        """What the plan's steps hold, by allocation id. One that neither runs nor is paused holds nothing, though its
+        owner, which would have said so, has died."""
+        holding = (held for step, held in self._held.items() if _may_hold(self.states[step]))
+        return {allocation_id: each for held in holding for allocation_id, each in held.items()}
 
     def feed(self, events: Iterable[ExecutionEvent]) -> None:
         for event in events:
@@ -145,6 +145,10 @@ class BoardReplay:
         else:
             held = self._held.get(event.step_id, {})
             self._held[event.step_id] = {name: each for name, each in held.items() if name not in told}
+
+
+def _may_hold(state: StepState) -> bool:
+    return state.status is StepStatus.RUNNING or (state.status is StepStatus.WAITING and state.waiting_for == "pause")
 
 
 def states_at(

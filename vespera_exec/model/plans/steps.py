@@ -44,8 +44,8 @@ class StepState:
     percentage: float | None = None
     message: str = ""
     waiting_for: str | None = None
-    """"answer", "capacity", "slot", "worker" or "pause" (of it alone), while WAITING; "backoff", also while PENDING and
-    to be tried again."""
+    """"answer", "capacity", "slot", "worker" or "pause" (of it, or of its plan), while WAITING; "backoff", also while
+    PENDING and to be tried again."""
     not_before: datetime | None = None
     error: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
     """`{"code", "message"}` of the last failure, also of one that was followed by another run."""

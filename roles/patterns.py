@@ -121,9 +121,9 @@ class PatternReader:
         return report
 
     def _own_report(self, pattern: re.Pattern[str], line: str) -> ProgressReport | None:
-        started = time.monotonic()
+        started = time.thread_time()
         found = pattern.search(line[-MAX_SUBJECT:])
-        if time.monotonic() - started > _SLOW_SECONDS and len(self._own) > 0:
+        if time.thread_time() - started > _SLOW_SECONDS and len(self._own) > 0:
             self._own.remove(pattern)  # it would hold up the event loop again with every such line
         if found is None:
             return None

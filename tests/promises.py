@@ -186,7 +186,7 @@ PROMISES: dict[str, Promise] = {
     "workers": Promise(
         text="A task is one worker's at a time, and outlives this worker and the server",
         tests=(
-            "app/test_workers.py::test_a_thousand_tasks_are_claimed_by_eight_workers_each_exactly_once",
+            "app/test_workers.py::test_many_tasks_are_claimed_by_eight_workers_each_exactly_once",
             "app/test_workers.py::test_what_a_worker_is_answered_is_on_disk_by_then",
             "app/test_workers.py::test_when_reports_stop_the_next_worker_goes_on_and_the_lost_one_is_refused",
             "app/test_workers_over_owners.py::test_a_worker_keeps_its_lease_under_the_next_owner_and_no_recovery_is_burnt",
@@ -268,7 +268,7 @@ PROMISES: dict[str, Promise] = {
             ),
             Mutant(
                 file="vespera_exec/engine/engine.py",
-                right="            self.grants.give_back(job)\n",
+                right="                self.grants.give_back(job)\n",
                 wrong="",
                 caught_by="app/test_capacity.py::test_failure_cancel_and_timeout_give_it_back_too",
             ),
@@ -427,8 +427,8 @@ PROMISES: dict[str, Promise] = {
         mutants=(
             Mutant(
                 file="vespera_exec/engine/engine.py",
-                right="while len(self._slots) < self._options.max_concurrent and (job := self._next(now)):",
-                wrong="while len(self._slots) <= self._options.max_concurrent and (job := self._next(now)):",
+                right="self._waiting.admitted(self._options.max_concurrent - len(self._slots))",
+                wrong="self._waiting.admitted(self._options.max_concurrent + 1 - len(self._slots))",
                 caught_by="app/test_load.py::test_a_crowd_of_runs_ends_completely_and_each_once",
             ),
         ),

@@ -67,7 +67,8 @@ def test_realtime_monitoring(run: Callable[[str], list[str]]) -> None:
     ]
     assert [line for line in lines if line.startswith("[")] == ["[info] 4 parts made", "[info] 2 parts made"]
     assert [line for line in lines if line.startswith("Status: ")][-1] == "Status: completed"
-    assert lines[-1] == "Event: execution_completed - Execution completed successfully"
+    events = [line for line in lines if line.startswith("Event: ")]
+    assert events[-1] == "Event: execution_completed - Execution completed successfully"
 
 
 def test_event_subscription(run: Callable[[str], list[str]]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import httpx
 from chaos_plans import CAPACITY
+from deadlines import WITHIN
 
 from vespera_exec import paths
 
@@ -47,7 +48,7 @@ class Daemons:
         _, path = paths.socket_paths(self._data_dir, self._environ)
         transport = httpx.AsyncHTTPTransport(uds=str(path))
         try:
-            yield httpx.AsyncClient(transport=transport, base_url="http://vespera", timeout=20)
+            yield httpx.AsyncClient(transport=transport, base_url="http://vespera", timeout=WITHIN)
         finally:
             daemon.kill()
             daemon.communicate()
@@ -58,7 +59,7 @@ class Daemons:
 
 async def started(http: httpx.AsyncClient, plans: list[Json]) -> dict[str, str]:
     """Their tasks by name, once the daemon answers; what is known already is not started again."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             try:
                 await http.get("/healthz")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from deadlines import WITHIN
 
 from roles.definition import Role
 from vespera_exec.app.views import Execute
@@ -89,7 +90,7 @@ async def warmed_up(vespera: Vespera, crowd: Crowd) -> None:
         for _ in range(32):
             group.start_soon(vespera.list_tasks, ME)
     await vespera.doctor(ME)
-    with anyio.fail_after(5):
+    with anyio.fail_after(WITHIN):
         while True:
             if not _children():
                 return
@@ -120,8 +121,8 @@ class Held:
 
 
 async def settles(before: Held, *folders: Path) -> Held:
-    """What is held now; waits some seconds for it to be `before` again, since upkeep and children come and go."""
-    with anyio.move_on_after(5):
+    """What is held now; waits a while for it to be `before` again, since upkeep and children come and go."""
+    with anyio.move_on_after(WITHIN):
         while True:
             if Held.now(*folders) == before:
                 break

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from deadlines import WITHIN
 
 from roles.definition import Role
 from vespera_exec.app.executions.engine import DefaultExecutionEngine
@@ -55,11 +56,11 @@ def adding(**more: Any) -> NewTask:
 
 
 async def collected(engine: DefaultExecutionEngine, execution_id: str) -> list[ExecutionUpdate]:
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         return [update async for update in engine.monitor(execution_id)]
 
 
 async def until(claim: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(WITHIN):
         while not claim():  # noqa: ASYNC110 - a deadline bounds it
             await anyio.sleep(0.01)

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from deadlines import WITHIN
 
 from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.service import Vespera
@@ -27,12 +28,12 @@ async def started(vespera: Vespera, *steps: dict[str, Any], wait_ms: int = 0, **
     return await vespera.plans.execute(ME, ExecutePlan(plan=given, wait_ms=wait_ms))
 
 
-async def ended(vespera: Vespera, handle: Handle, *, within: float = 20) -> Result:
+async def ended(vespera: Vespera, handle: Handle, *, within: float = WITHIN) -> Result:
     """Its result, once it is done."""
     cursor = 0
     with anyio.fail_after(within):
         while True:
-            read = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
+            read = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)
             if read.done:
                 return await vespera.get_result(ME, handle.task_id)
             cursor = read.next_cursor
@@ -41,9 +42,9 @@ async def ended(vespera: Vespera, handle: Handle, *, within: float = 20) -> Resu
 async def heard(vespera: Vespera, handle: Handle, kind: str, step: str | None = None, **details: Any) -> Any:
     """The first event of this type, about this step, with these details."""
     cursor = 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
-            read = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
+            read = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)
             for event in read.events:
                 told = event["details"]
                 fits = step is None or event["step_id"] == step
@@ -60,7 +61,7 @@ async def standing(vespera: Vespera, handle: Handle) -> dict[str, str]:
 
 async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
     """Returns once it does."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             told = holds()
             if await told if isinstance(told, Awaitable) else told:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from deadlines import WITHIN
 
 from vespera_exec.app.access import Access
 from vespera_exec.app.token_views import NewToken
@@ -61,7 +62,7 @@ async def test_the_last_use_is_written_once_in_a_while_and_at_the_end(tmp_path: 
         token = await made(access)
         assert await last_used(journal) == [None]
         access.admit(token)
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             while await last_used(journal) == [None]:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         first = await last_used(journal)
@@ -117,7 +118,7 @@ async def test_a_revoked_token_is_refused_though_the_disk_takes_nothing(tmp_path
             await access.create(LOCAL, NewToken(name="more"))
         assert len(access.listed(LOCAL).tokens) == 1
         journal.limit_pages(100_000)
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             while journal.refusal is not None:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         await access.revoke(LOCAL, "ci")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from deadlines import WITHIN
 
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import InputAnswer
@@ -112,7 +113,7 @@ async def settle(place: Path, answered: Said) -> None:
     """The last owner answers what is still open. Every run ends with what it was told first."""
     settings = Settings.load({"HOME": str(place)}, data_dir=place / "data", roles_dir=place / "roles")
     async with Vespera.open(settings=settings) as vespera:
-        with anyio.fail_after(60):
+        with anyio.fail_after(2 * WITHIN):
             while not vespera.is_idle:
                 for waiting in (await vespera.list_inputs(ME, limit=200)).inputs:
                     late = {waiting.input.key: InputAnswer(action="accept", content={"said": "late"})}

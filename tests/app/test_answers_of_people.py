@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 
 from roles.definition import Role
 from vespera_exec.app.service import Vespera
@@ -79,9 +80,9 @@ async def event_types(vespera: Vespera, any_id: str) -> list[str]:
 async def until_it_says(vespera: Vespera, handle: Handle, *types: str) -> None:
     """Returns when all of these events are in the log."""
     missing, cursor = set(types), 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while missing:
-            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
+            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)
             missing -= {event["type"] for event in page.events}
             cursor = page.next_cursor
 
@@ -96,9 +97,9 @@ async def asked(vespera: Vespera, request: Execute) -> Handle:
 async def ended(vespera: Vespera, handle: Handle) -> Any:
     """Its result, once it is done."""
     cursor = 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
-            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
+            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)
             if page.done:
                 return await vespera.get_result(ME, handle.task_id)
             cursor = page.next_cursor
@@ -232,7 +233,7 @@ async def test_what_waits_for_somebody_is_listed_over_all_tasks_oldest_first(
     assert (found.total, found.inputs[0].title, found.inputs[0].role) == (4, "Ask", "asker")
     assert (await vespera.list_inputs(SOMEBODY)).total == 0
     await vespera.answer_input(ME, first.run_id, {"a": YES, "b": YES})
-    await vespera.cancel(ME, second.run_id, wait_ms=5000)
+    await vespera.cancel(ME, second.run_id, wait_ms=25_000)
     assert (await vespera.list_inputs(ME)).inputs == []
 
 
@@ -258,7 +259,7 @@ async def test_a_resume_does_not_answer_for_anybody_and_a_pause_changes_nothing(
 
 async def test_a_run_that_waits_is_cancelled_at_once(vespera: Vespera, asking: Callable[..., Execute]) -> None:
     handle = await asked(vespera, asking(question("a")))
-    cancelled = await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+    cancelled = await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
     assert cancelled.status == "cancelled"
     late = await vespera.answer_input(ME, handle.task_id, {"a": YES})
     assert (late.success, late.reason) == (False, "it has ended (cancelled)")
@@ -384,7 +385,7 @@ async def test_a_pause_that_meets_a_question_finds_it_standing_still(vespera: Ve
     answers: list[Paused] = []
 
     async def pause() -> None:
-        answers.append(await vespera.pause(ME, handle.run_id, wait_ms=10_000))
+        answers.append(await vespera.pause(ME, handle.run_id, wait_ms=25_000))
 
     async with anyio.create_task_group() as group:
         group.start_soon(pause)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from planning import until
 from worker_calls import ANN, ME, Defining, Opening, became, claimed, conclude, events, recorded, started
 
@@ -54,14 +55,14 @@ async def quick(vespera: Vespera) -> Handle:
         return "done"
 
     vespera.roles.add(Role.from_callable(plain, name="plain", in_loop=True, inputs=None))
-    return await started(vespera, "plain", wait_ms=10_000)
+    return await started(vespera, "plain", wait_ms=25_000)
 
 
 async def over(vespera: Vespera, handle: Handle) -> list[Any]:
     """Its log, once its end is on disk."""
     cursor = 0
-    with anyio.fail_after(20):
-        while not (page := await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)).done:
+    with anyio.fail_after(WITHIN):
+        while not (page := await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)).done:
             cursor = page.next_cursor
     return await events(vespera, handle)
 
@@ -145,7 +146,7 @@ async def test_failure_cancel_and_timeout_give_it_back_too(opening: Opening) -> 
         waiting = await started(vespera, "bench", capacity=GPU)
         await recorded(vespera, waiting, "resource_waiting")
         await vespera.cancel(ME, waiting.task_id)
-        await vespera.cancel(ME, cancelled.task_id, wait_ms=10_000)
+        await vespera.cancel(ME, cancelled.task_id, wait_ms=25_000)
         bench.fails = True
         bench.go.set()
         broken = await started(vespera, "bench", capacity=GPU)
@@ -224,7 +225,7 @@ async def test_what_is_paused_keeps_it(opening: Opening, tmp_path: Path) -> None
         await vespera.pause(ME, handle.task_id)
         assert (await vespera.get_status(ME, handle.task_id)).status == "paused"
         assert free(vespera) == {"gpu": 0}
-        await vespera.cancel(ME, handle.task_id, wait_ms=10_000)
+        await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
         assert free(vespera) == {"gpu": 1}
 
 
@@ -379,7 +380,7 @@ async def test_whoever_waits_outside_gets_it_when_the_work_has_ended(opening: Op
         async with anyio.create_task_group() as group:
 
             async def take() -> None:
-                async with vespera.capacity.held(GPU, wait_ms=10_000):
+                async with vespera.capacity.held(GPU, wait_ms=25_000):
                     assert free(vespera) == {"gpu": 0}
 
             group.start_soon(take)
@@ -397,7 +398,7 @@ async def test_work_and_whoever_waits_outside_behind_it_are_served_together(open
         served = anyio.Event()
 
         async def take() -> None:
-            async with vespera.capacity.held(GPU, wait_ms=10_000):
+            async with vespera.capacity.held(GPU, wait_ms=25_000):
                 served.set()
                 await bench.go.wait()
 
@@ -405,7 +406,7 @@ async def test_work_and_whoever_waits_outside_behind_it_are_served_together(open
             group.start_soon(take)
             await until(lambda: len(vespera._engine.grants._outsiders) == 1)  # pyright: ignore[reportPrivateUsage]
             assert await vespera.capacity.release(ME, mine) == mine
-            with anyio.fail_after(5):
+            with anyio.fail_after(WITHIN):
                 await served.wait()
             await became(vespera, work, "running")
             bench.go.set()
@@ -455,8 +456,8 @@ async def taken_over(place: Path, holder: str, waiter: str) -> None:
     settings = Settings.load({"HOME": str(place)}, data_dir=place / "data", roles_dir=place / "roles", capacity="gpu=1")
     async with Vespera.open(settings=settings) as vespera:
         cursor = 0
-        with anyio.fail_after(20):
-            while not (page := await vespera.read_events(ME, waiter, cursor=cursor, wait_ms=5000)).done:
+        with anyio.fail_after(WITHIN):
+            while not (page := await vespera.read_events(ME, waiter, cursor=cursor, wait_ms=25_000)).done:
                 cursor = page.next_cursor
         held = (await vespera.read_events(ME, holder, max_events=1000)).events
         waited = (await vespera.read_events(ME, waiter, max_events=1000)).events

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from worker_calls import ME, Defining, Opening, conclude, started
 
 from roles.definition import RetryPolicy, Role
@@ -56,7 +57,7 @@ class History:
                     group.start_soon(self.do, act)
                 else:
                     await self.do(act)
-            with anyio.fail_after(30):
+            with anyio.fail_after(WITHIN):
                 while not self.vespera.is_idle:
                     await self.let_all_go_on()
                     await anyio.sleep(0.02)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from planning import ME, ended, heard, started
+from planning import ME, ended, heard, started, until
 
 from roles.definition import Role
 from vespera_exec.app.plans.views import CheckPlan
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 
 async def test_steps_run_side_by_side_as_far_as_there_is_capacity_and_the_plan_shows_it(opening: Opening) -> None:
-    running, most = set[str](), 0
+    running, most, go = set[str](), 0, anyio.Event()
 
     async def train(context: Context) -> str:
         nonlocal most
         running.add(context.execution_id or "")
         most = max(most, len(running))
+        await go.wait()
         await anyio.sleep(0.05)
         running.discard(context.execution_id or "")
         return "trained"
@@ -40,6 +41,8 @@ async def test_steps_run_side_by_side_as_far_as_there_is_capacity_and_the_plan_s
         handle = await started(vespera, *steps)
         waiting = await heard(vespera, handle, "step_waiting")
         assert waiting["message"] == "Waiting for gpu: 1 wanted, 0 of 2 free"
+        await until(lambda: len(running) == 2)
+        go.set()
         assert (await ended(vespera, handle)).status == "completed"
         assert most == 2
         log = (await vespera.read_events(ME, handle.session_id, max_events=1000)).events

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from worker_calls import ME, Defining, Opening, became, claimed, conclude, report, started
 
 from roles.definition import Role
@@ -79,9 +80,9 @@ class Book:
         """Returns once the checkpoint of that page is in the log."""
         self.open_up_to(page)
         cursor = handle.cursor
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             while True:
-                read = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
+                read = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)
                 if any(event["details"].get("state") == {"page": page} for event in read.events):
                     return
                 cursor = read.next_cursor
@@ -92,7 +93,7 @@ class Book:
 
 
 async def until(fact: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             if fact():
                 return
@@ -109,9 +110,9 @@ async def reading(vespera: Vespera, **more: Any) -> Handle:
 
 
 async def result(vespera: Vespera, handle: Handle) -> Any:
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
-            read = await vespera.read_events(ME, handle.task_id, cursor=handle.cursor, wait_ms=5000, max_events=1000)
+            read = await vespera.read_events(ME, handle.task_id, cursor=handle.cursor, wait_ms=25_000, max_events=1000)
             if read.done:
                 return await vespera.get_result(ME, handle.task_id)
             handle = handle.model_copy(update={"cursor": read.next_cursor})
@@ -183,7 +184,7 @@ async def test_checkpoints_are_listed_the_newest_first_each_with_the_state_of_it
         assert seen.state == known.state.to_dict()
         assert known.state.task_states[handle.task_id]["checkpoint"] == {"page": page}
         assert (known.state.current_task_id, known.execution_id) == (handle.task_id, handle.session_id)
-    await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+    await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
 
 
 async def test_one_that_has_ended_begins_again_from_there_as_a_new_linked_execution(
@@ -193,7 +194,7 @@ async def test_one_that_has_ended_begins_again_from_there_as_a_new_linked_execut
     await book.at(vespera, handle, 3)
     marked = await vespera.checkpoints.create(ME, handle.task_id)
     await book.at(vespera, handle, 4)
-    await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+    await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
     again = await vespera.checkpoints.restore(ME, marked.checkpoint_id)
     assert (again.in_place, again.task_id) == (False, handle.task_id)
     assert again.session_id != handle.session_id
@@ -283,7 +284,7 @@ async def test_a_cancel_that_comes_while_it_goes_back_wins(vespera: Vespera) -> 
     async with anyio.create_task_group() as group:
         group.start_soon(go_back)
         await told_to_stop.wait()
-        await vespera.cancel(ME, handle.task_id, wait_ms=10_000)
+        await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
     end = next(each for each in await told(vespera, handle) if each["status"]["new"] == "cancelled")
     assert end["details"]["outcome"]["rung"] == "scope"
     assert "asked for meanwhile" in str(refused[0])
@@ -307,7 +308,7 @@ async def test_going_back_counts_as_a_recovery_and_is_refused_when_they_are_used
     with pytest.raises(Conflict, match="3 recoveries"):
         await vespera.checkpoints.restore(ME, marked.checkpoint_id)
     assert (await vespera.get_status(ME, handle.task_id)).status == "running"
-    await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+    await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
     assert calls == [None, 1, 1, 1]
 
 
@@ -338,7 +339,7 @@ async def test_metadata_is_small_json_without_our_own_words(
     with pytest.raises(InvalidInput):
         await vespera.checkpoints.create(ME, handle.task_id, metadata=metadata)
     assert (await vespera.checkpoints.list(ME, handle.task_id)).checkpoints == []
-    await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+    await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
 
 
 async def test_others_do_not_see_it_and_readers_change_nothing(vespera: Vespera, book: Book) -> None:
@@ -360,4 +361,4 @@ async def test_others_do_not_see_it_and_readers_change_nothing(vespera: Vespera,
         await vespera.checkpoints.restore(READER, marked.checkpoint_id)
     with pytest.raises(InvalidInput):
         await vespera.checkpoints.restore(ME)
-    await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+    await vespera.cancel(ME, handle.task_id, wait_ms=25_000)

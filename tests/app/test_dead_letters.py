@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from deadlines import WITHIN
 
 from vespera_exec.app.plans.views import ExecutePlan
 from vespera_exec.app.service import Vespera
@@ -79,9 +80,9 @@ async def failed(vespera: Vespera, title: str, *, caller: Caller = ME, role: str
 
 async def ended(vespera: Vespera, task_id: str) -> None:
     cursor = 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
-            page = await vespera.read_events(Caller(), task_id, cursor=cursor, wait_ms=5000)
+            page = await vespera.read_events(Caller(), task_id, cursor=cursor, wait_ms=25_000)
             if page.done:
                 return
             cursor = page.next_cursor
@@ -145,7 +146,7 @@ async def test_what_is_executed_again_or_has_a_retry_to_come_is_not_in_the_list(
 ) -> None:
     running(tmp_path, "later", "exit 3", "retry: {max_retries: 3, retry_on: [EXIT_NONZERO], backoff_seconds: 60}")
     retried = await vespera.execute_task(ME, Execute(title="retried", role="later"))
-    with anyio.fail_after(10):
+    with anyio.fail_after(WITHIN):
         while True:
             if (await vespera.get_status(ME, retried.task_id)).session_id != retried.session_id:
                 break

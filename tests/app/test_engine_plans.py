@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from engine_harness import Held, collected, engine_over
 
 from roles.definition import Role
@@ -136,7 +137,7 @@ async def test_a_plan_is_monitored_step_by_step_and_paused_and_resumed_as_a_whol
     assert await engine.get_status(execution_id) is S.PAUSED
     await engine.resume(execution_id)
     updates: list[ExecutionUpdate] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         async for update in engine.monitor(execution_id):
             updates.append(update)
             if update.current_task == "second":
@@ -156,7 +157,7 @@ async def test_cancelling_a_plan_ends_its_steps(engine: DefaultExecutionEngine) 
     held = Held(engine)
     execution_id = await engine.submit({"steps": [{"id": "a", "role": "held"}]})
     await held.begun.wait()
-    with anyio.fail_after(8):
+    with anyio.fail_after(WITHIN):
         await engine.cancel(execution_id)
     result = await engine.get_result(execution_id)
     assert result is not None
@@ -185,7 +186,7 @@ async def test_a_plan_goes_back_to_a_checkpoint_after_its_end(engine: DefaultExe
     held.go_on.set()
     again = await engine.restore_from_checkpoint(checkpoint.id)
     assert again != execution_id
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         await engine.vespera.executions.ended(again, engine.caller)
     result = await engine.get_result(again)
     assert result is not None
@@ -234,7 +235,7 @@ async def test_capacity_is_in_the_result_of_who_held_it_and_can_be_taken_by_hand
             await engine.allocate_resources([CapacityRequirement(type="gpu", amount=1)])
         assert await engine.get_result(execution_id) is None
         await engine.release_resources([each.id for each in taken])
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             await vespera.executions.ended(execution_id, engine.caller)
         result = await engine.get_result(execution_id)
         assert result is not None

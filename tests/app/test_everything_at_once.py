@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from worker_calls import ME, Defining, Opening, conclude, report
 
 from roles.definition import Role
@@ -110,7 +111,7 @@ class People:
 
     async def finish(self, vespera: Vespera) -> None:
         """Let all go on until it has ended."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             for handle in self.handles:
                 while not (await vespera.get_status(ME, handle.run_id)).done:
                     await vespera.resume(ME, handle.run_id)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import pytest
+from deadlines import WITHIN
 from engine_harness import Held, adding, collected, engine_over, until
 
 from roles.definition import RetryPolicy, Role
@@ -146,7 +147,7 @@ async def test_monitor_begins_with_the_present_and_tells_each_event_once_up_to_o
     execution_id = await engine.submit(NewTask(title="Hold", role="held"))
     await held.begun.wait()
     updates: list[ExecutionUpdate] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         async for update in engine.monitor(execution_id):
             updates.append(update)
             if update.progress.percentage > 0:
@@ -274,7 +275,7 @@ async def test_a_pause_that_the_end_overtakes_is_refused(engine: DefaultExecutio
         except InvalidTransitionError as refusal:
             refusals.append(refusal)
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         async with anyio.create_task_group() as group:
             group.start_soon(ask)
             await anyio.sleep(0.05)
@@ -287,7 +288,7 @@ async def test_cancel_returns_when_it_is_over_and_may_be_repeated(engine: Defaul
     held = Held(engine)
     execution_id = await engine.submit(NewTask(title="Hold", role="held"))
     await held.begun.wait()
-    with anyio.fail_after(8):
+    with anyio.fail_after(WITHIN):
         await engine.cancel(execution_id, reason="enough")
     assert await engine.get_status(execution_id) is S.CANCELLED
     await engine.cancel(execution_id)
@@ -460,7 +461,7 @@ async def test_who_reads_slowly_is_told_the_rest_with_the_end(engine: DefaultExe
     await begun.wait()
     told: list[str] = []
     ends = 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         async for update in engine.monitor(execution_id):
             told += [event.event_id for event in update.events]
             ends += update.status.is_terminal
@@ -489,7 +490,7 @@ async def test_pause_waits_for_as_long_as_the_work_needs_to_stand_still(
     engine.vespera.roles.add(Role.from_callable(late, in_loop=True, inputs=None))
     execution_id = await engine.submit(NewTask(title="Late", role="late"))
     await begun.wait()
-    with anyio.fail_after(10):
+    with anyio.fail_after(WITHIN):
         await engine.pause(execution_id)
     assert reached.is_set()
     assert await engine.get_status(execution_id) is S.PAUSED

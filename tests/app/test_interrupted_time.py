@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import anyio
+from deadlines import WITHIN
 
 from vespera_exec.model.principal import Caller
 
@@ -51,7 +52,7 @@ async def main():
         handle = await vespera.execute_task(me, Execute(title="Read", role=sys.argv[2]))
         cursor = 0
         while sys.argv[2] == "reader":
-            read = await vespera.read_events(me, handle.task_id, cursor=cursor, wait_ms=5000)
+            read = await vespera.read_events(me, handle.task_id, cursor=cursor, wait_ms=25_000)
             if any(event["details"].get("state") == {"page": 3} for event in read.events):
                 break
             cursor = read.next_cursor
@@ -106,7 +107,7 @@ async def test_a_run_whose_owner_was_killed_was_at_work_up_to_its_last_event(
     last = next(event["timestamp"] for event in reversed(told) if event["type"] == "checkpoint_created")
     taken_over = next(event["timestamp"] for event in told if event["type"] == "owner_changed")
     assert seconds(began, last) > 0.15
-    assert seconds(began, last) - 0.05 < status.session.time_tracking.elapsed_seconds < seconds(began, taken_over)
+    assert seconds(began, last) - 0.3 < status.session.time_tracking.elapsed_seconds < seconds(began, taken_over)
 
 
 async def test_a_run_that_says_nothing_was_at_work_up_to_its_last_measurement(
@@ -116,7 +117,7 @@ async def test_a_run_that_says_nothing_was_at_work_up_to_its_last_measurement(
     with owner_of(tmp_path, "sleeper") as owner:
         task_id = task_of(owner)
         database = tmp_path / "data" / "vespera.db"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WITHIN
         while measured(database)[0] < 2:
             assert time.monotonic() < deadline
             await anyio.sleep(0.02)
@@ -129,4 +130,4 @@ async def test_a_run_that_says_nothing_was_at_work_up_to_its_last_measurement(
     began = next(event["timestamp"] for event in told if event["status"]["new"] == "preparing")
     worked = last - datetime.fromisoformat(began).timestamp()
     assert worked > 0.2
-    assert abs(status.session.time_tracking.elapsed_seconds - worked) < 0.05
+    assert abs(status.session.time_tracking.elapsed_seconds - worked) < 0.3

@@ -24,7 +24,7 @@ def command(*argv: str, **more: Any) -> Execute:
 
 
 async def test_a_key_that_stands_for_another_request_is_a_conflict(vespera: Vespera) -> None:
-    first = await vespera.execute_task(ME, command("true", idempotency_key="k", wait_ms=20_000))
+    first = await vespera.execute_task(ME, command("true", idempotency_key="k", wait_ms=25_000))
     for other in (
         command("false", idempotency_key="k"),
         command("true", idempotency_key="k", priority=9),
@@ -47,7 +47,7 @@ async def test_a_key_that_stands_for_another_request_is_a_conflict(vespera: Vesp
 
 async def test_a_key_kept_without_its_request_answers_whatever_is_asked(opening: Opening) -> None:
     async with opening() as vespera:
-        first = await vespera.execute_task(ME, command("true", idempotency_key="k", wait_ms=20_000))
+        first = await vespera.execute_task(ME, command("true", idempotency_key="k", wait_ms=25_000))
         database = vespera.settings.database
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE idempotency SET digest = NULL")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
+from deadlines import WITHIN
 
 from tests.app.planning import ME, ended, started
 from vespera_exec.app.plans.views import CheckPlan, ExecutePlan
+from vespera_exec.model.plans.board import PlanBoard
 
 if TYPE_CHECKING:
+    import pytest
+
     from vespera_exec.app.service import Vespera
 
 _STEPS: list[dict[str, Any]] = [
@@ -48,7 +53,7 @@ async def test_while_a_large_plan_is_read_the_loop_belongs_to_others(vespera: Ve
 
 async def test_the_status_of_a_large_plan_names_what_goes_on_and_the_last_checkpoint(vespera: Vespera) -> None:
     handle = await started(vespera, *_STEPS, max_parallel=8)
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             told = (await vespera.get_status(ME, handle.task_id)).plan
             assert told is not None
@@ -73,3 +78,26 @@ async def test_what_a_key_stands_for_is_known_before_anything_is_recorded(vesper
     assert (await vespera.list_tasks(ME)).total == 1
     await vespera.cancel(ME, first.task_id)
     await ended(vespera, first)
+
+
+async def test_a_large_plan_begins_again_beside_the_loop_and_not_in_it(
+    vespera: Vespera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    opened = PlanBoard.open
+
+    def noted(board: PlanBoard, **given: Any) -> None:
+        threads.append(threading.get_ident())
+        opened(board, **given)
+
+    bad = {"id": "s0", "role": "survey", "inputs": {"path": "/nowhere"}}
+    handle = await started(vespera, *[bad, *_STEPS[1:300]], output={"done": True})
+    assert (await ended(vespera, handle)).status == "failed"
+    (last, *_) = (await vespera.checkpoints.list(ME, handle.task_id)).checkpoints
+    monkeypatch.setattr(PlanBoard, "open", noted)
+    await vespera.checkpoints.restore(ME, last.checkpoint_id)
+    await ended(vespera, handle)
+    await vespera.checkpoints.restore_ended(ME, handle.task_id)
+    await ended(vespera, handle)
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads

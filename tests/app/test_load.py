@@ -26,7 +26,7 @@ async def ends_of(vespera: Vespera, task_id: str) -> list[str]:
 @pytest.mark.promise("load")
 @pytest.mark.parametrize(
     ("tasks", "at_once"),
-    [(500, 100), pytest.param(10_000, 1000, marks=(pytest.mark.full, pytest.mark.timeout(600)))],
+    [(200, 50), pytest.param(10_000, 1000, marks=(pytest.mark.full, pytest.mark.timeout(600)))],
 )
 async def test_a_crowd_of_runs_ends_completely_and_each_once(
     opening: Callable[..., AbstractAsyncContextManager[Vespera]], tasks: int, at_once: int

@@ -34,5 +34,5 @@ async def test_no_id_is_answered_for_what_nobody_would_find_again(vespera: Vespe
     assert vespera.describe().store_fault is None
     ended = await vespera.execute_task(ME, command("true").model_copy(update={"wait_ms": 10_000}))
     assert ended.status == "completed"
-    assert (await vespera.cancel(ME, runs.task_id, wait_ms=10_000)).status == "cancelled"
+    assert (await vespera.cancel(ME, runs.task_id, wait_ms=25_000)).status == "cancelled"
     assert (await vespera.list_tasks(ME)).total == 2

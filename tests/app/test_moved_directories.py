@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 import anyio
+from deadlines import WITHIN
 
 from vespera_exec.app import unowned, views
 from vespera_exec.app.service import Vespera
@@ -31,7 +32,7 @@ async def left_unfinished(opening: Opening, data_dir: Path) -> tuple[str, str]:
     async with opening(data_dir=data_dir, max_concurrent=1) as vespera:
         paused = await vespera.execute_task(ME, Execute(title="Paused", role="sleeper"))
         queued = await vespera.execute_task(ME, Execute(title="Queued", role="sleeper"))
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             while (await vespera.get_status(ME, paused.task_id)).status != "running":  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         assert (await vespera.pause(ME, paused.task_id)).success

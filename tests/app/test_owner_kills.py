@@ -14,14 +14,13 @@ from typing import Any
 
 import anyio
 import pytest
+from deadlines import KILL_SECONDS, WITHIN
 
 from vespera_exec.app.service import Vespera
 from vespera_exec.model.principal import Caller
 from vespera_exec.settings import Settings
 
 ME = Caller(cwd="/", env={"PATH": os.environ["PATH"]})
-KILL_SECONDS = 2.0  # promised is one second; tests run side by side
-OPEN_SECONDS = 10.0  # on a machine that others use, too; how fast it is, benchmarks say
 
 # Counts pages, one checkpoint each, with a child in a session of its own.
 _READER = """
@@ -90,7 +89,7 @@ def owned_until_killed(place: Path, turn: int, *, after: float) -> dict[str, str
         assert owner.stderr is not None
         opened = owner.stdout.readline().split()
         assert opened, owner.stderr.read()
-        assert float(opened[1]) < OPEN_SECONDS
+        assert float(opened[1]) < WITHIN  # how fast it is, benchmarks say
         try:
             owner.wait(after)
         except subprocess.TimeoutExpired:
@@ -101,7 +100,7 @@ def owned_until_killed(place: Path, turn: int, *, after: float) -> dict[str, str
 
 
 def eventually_none_is_left(place: Path) -> bool:
-    """Whether within a second no process is left that runs a program of this place."""
+    """Whether in time no process is left that runs a program of this place."""
     until = time.monotonic() + KILL_SECONDS
     while left := of_place(place):
         if time.monotonic() > until:
@@ -130,7 +129,7 @@ async def settle(place: Path, accepted: dict[str, str]) -> None:
     """A last owner lets everything come to its end; then what was accepted is looked at."""
     settings = Settings.load({"HOME": str(place)}, data_dir=place / "data", roles_dir=place / "roles", max_concurrent=6)
     async with Vespera.open(settings=settings, purpose="daemon") as vespera:
-        with anyio.fail_after(60):
+        with anyio.fail_after(2 * WITHIN):
             for session, name in accepted.items():
                 if name == "stubborn":
                     await vespera.cancel(ME, session)
@@ -143,7 +142,7 @@ async def all_events(vespera: Vespera, session: str) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     cursor = 0
     while True:
-        page = await vespera.read_events(ME, session, cursor=cursor, wait_ms=5000, max_events=1000)
+        page = await vespera.read_events(ME, session, cursor=cursor, wait_ms=25_000, max_events=1000)
         events += page.events
         cursor = page.next_cursor
         if page.done:

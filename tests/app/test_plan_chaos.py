@@ -20,6 +20,7 @@ from chaos_acts import ME, answer_what_is_asked, call_role, settings, started, w
 from chaos_checks import check
 from chaos_daemon import Daemons, perform_all
 from chaos_plans import CAPACITY, acts, death, plan, write_roles
+from deadlines import WITHIN
 from test_owner_kills import eventually_none_is_left
 
 from vespera_exec.app.service import Vespera
@@ -123,7 +124,7 @@ async def settle(place: Path, plans: list[Json], told: list[Json], chance: Rando
 
 
 async def all_ended(vespera: Vespera, tasks: dict[str, str], chance: Random) -> None:
-    with anyio.move_on_after(30) as scope:
+    with anyio.move_on_after(2 * WITHIN) as scope:
         while not vespera.is_idle:
             await answer_what_is_asked(vespera, chance, once=True)
             for task_id in tasks.values():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from worker_calls import ME, became
 
 from roles.definition import Role
@@ -77,7 +78,7 @@ def shop(vespera: Vespera) -> Workshop:
 
 
 async def until(fact: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             if fact():
                 return
@@ -191,7 +192,7 @@ async def test_a_rollback_to_an_earlier_checkpoint_gives_the_variables_of_that_o
     assert await variables(vespera, handle) == {"seen": {"pages": [1, 2]}}
     await vespera.checkpoints.restore(ME, first.checkpoint_id)
     assert await variables(vespera, handle) == {"seen": {"pages": [1]}}
-    await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+    await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
 
 
 async def test_a_checkpoint_is_made_at_the_end_of_each_step_and_holds_its_state(
@@ -234,7 +235,7 @@ async def test_what_ended_before_its_first_checkpoint_goes_back_to_the_one_that_
     shop.hold("s2")
     first = await vespera.checkpoints.restore(ME, any_id=handle.task_id)
     await shop.began("s2", 2)
-    await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+    await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
     shop.let("s2")
     again = await vespera.checkpoints.restore(ME, any_id=handle.task_id)
     assert (again.checkpoint_id, again.session_id != first.session_id) == (first.checkpoint_id, True)
@@ -307,7 +308,7 @@ async def test_periodic_checkpoints_are_made_while_something_changes_and_end_wit
         told = (await vespera.read_events(ME, handle.session_id, max_events=1000)).events
         return len([each for each in told if each["type"] != "checkpoint_created"])
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             before = await happened(), await made()
             await anyio.sleep(0.3)  # six intervals

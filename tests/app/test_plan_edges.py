@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from planning import ME, ended, heard, standing, started, until
 
 from roles.definition import Role
@@ -16,7 +17,7 @@ from vespera_exec.app.plans.steps import Steps
 from vespera_exec.app.plans.views import CheckPlan, ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import InputAnswer
-from vespera_exec.engine.plans import coordinator as plans
+from vespera_exec.engine.plans import outputs as plan_outputs
 from vespera_exec.engine.plans.coordinator import Coordinator
 from vespera_exec.errors import ExecutionError, InvalidPlan
 
@@ -92,7 +93,7 @@ async def test_a_plan_ends_after_a_step_that_takes_all_the_time_it_is_given(vesp
     handle = await started(vespera, step("deaf", "stubborn", inputs={"seconds": 5.6}))
     await until(lambda: calls == ["deaf"])
     child = (await vespera.list_steps(ME, handle.task_id)).steps[0].task_id or ""
-    answer = await vespera.cancel(ME, handle.task_id, wait_ms=8000)
+    answer = await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
     assert answer.status == "cancelled"
     assert await standing(vespera, handle) == {"deaf": "cancelled"}
     last = (await vespera.last_events(ME, child)).events
@@ -108,7 +109,7 @@ async def test_a_cancel_while_the_disk_is_full_settles_the_steps_before_the_plan
     assert coordinator is not None
     journal = vespera._store.journal  # pyright: ignore[reportPrivateUsage]
     journal.limit_pages(1)
-    with anyio.fail_after(7):
+    with anyio.fail_after(WITHIN):
         await vespera.cancel(ME, handle.task_id, reason="Enough")
         await until(lambda: coordinator.board.session.lifecycle.status.is_terminal)
     assert [each.status.value for each in coordinator.board.states.values()] == ["cancelled", "cancelled"]
@@ -171,7 +172,7 @@ async def test_a_cancel_is_heeded_while_a_step_is_made_for_the_second_time(
     child.run.session.request_cancellation("As if its owner had died before it was made")
     coordinator._unmade.append("a")  # pyright: ignore[reportPrivateUsage]
     coordinator._rouse()  # pyright: ignore[reportPrivateUsage]
-    with anyio.fail_after(4):
+    with anyio.fail_after(WITHIN):
         await begun.wait()
         await vespera.cancel(ME, handle.task_id)
         go.set()
@@ -202,7 +203,7 @@ async def test_a_pause_that_comes_while_the_plan_goes_back_takes_effect_there(ve
 async def test_outputs_beyond_the_most_that_are_given_are_counted(
     vespera: Vespera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "MOST_OUTPUTS", 10)
+    monkeypatch.setattr(plan_outputs, "MOST_OUTPUTS", 10)
     handle = await started(vespera, *(step(f"s{n}") for n in range(13)))
     result = (await ended(vespera, handle)).result
     assert (list(result["output"]), result["more"]) == ([f"s{n}" for n in range(10)], 3)
@@ -252,13 +253,14 @@ async def test_a_question_is_there_and_is_answered_from_the_first_moment_of_the_
 
 
 async def test_steps_that_a_pause_had_reached_go_on_where_its_owner_died_before_the_others(opening: Opening) -> None:
+    calls.clear()
     argv = ["sh", "-c", "sleep 0.5"]
     resumable = step("a", "command", inputs={"argv": argv}, on_interrupt="resume")
     async with opening() as first:
         for role in ROLES:
             first.roles.add(role)
-        handle = await started(first, resumable, step("deaf", "stubborn", on_interrupt="resume", inputs={"seconds": 1}))
-        await heard(first, handle, "step_started", "deaf")
+        handle = await started(first, resumable, step("deaf", "stubborn", on_interrupt="resume", inputs={"seconds": 3}))
+        await until(lambda: "deaf" in calls)
         (a, _) = (await first.list_steps(ME, handle.task_id)).steps
 
         async def has(status: str) -> bool:
@@ -270,7 +272,7 @@ async def test_steps_that_a_pause_had_reached_go_on_where_its_owner_died_before_
     async with opening() as vespera:
         for role in ROLES:
             vespera.roles.add(role)
-        result = await ended(vespera, handle, within=10)
+        result = await ended(vespera, handle)
         assert result.result["counts"].get("completed", 0) >= 1
         assert (await standing(vespera, handle))["a"] == "completed"
 
@@ -350,7 +352,7 @@ async def test_what_a_step_waits_for_is_told_under_the_next_owner(opening: Openi
         assert [each.waiting_for for each in page.steps] == [None, "capacity"]
         later = (await vespera.read_events(ME, handle.session_id, cursor=cursor)).events
         assert {each["details"]["for"] for each in later if each["type"] == "step_waiting"} <= {"capacity"}
-        await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+        await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
 
 
 # what is refused

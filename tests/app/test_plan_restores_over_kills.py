@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from plan_owner import PLAN
 from worker_calls import ME, became, recorded
 
@@ -66,7 +67,7 @@ def killed_at_four(tmp_path: Path) -> Handle:
 
 
 async def until_done(place: Path, steps: list[str]) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             if (place / "done").exists() and done(place) == steps:
                 return

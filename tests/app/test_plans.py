@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, cast
@@ -90,29 +89,47 @@ async def test_outputs_go_into_the_inputs_of_later_steps_and_into_the_result(ves
 
 
 async def test_branches_run_at_once_and_what_needs_them_waits(vespera: Vespera) -> None:
-    began = time.perf_counter()
     handle = await started(
         vespera,
-        step("left", inputs={"seconds": 1}),
-        step("right", inputs={"seconds": 1}),
+        step("left", inputs={"seconds": 0.7}),
+        step("right", inputs={"seconds": 0.7}),
         step("join", "nap", "left", "right", inputs={"seconds": 0}),
     )
     assert (await ended(vespera, handle)).result["output"] == {"join": "join"}
-    assert time.perf_counter() - began < 1.8
-    assert calls[2] == "join"
+    left, right, join = (await vespera.list_steps(ME, handle.task_id)).steps
+    assert left.started_at is not None
+    assert right.started_at is not None
+    assert join.started_at is not None
+    assert left.ended_at is not None
+    assert right.ended_at is not None
+    assert max(left.started_at, right.started_at) < min(left.ended_at, right.ended_at)
+    assert max(left.ended_at, right.ended_at) <= join.started_at
 
 
 async def test_no_more_steps_run_at_once_than_the_plan_allows(vespera: Vespera) -> None:
-    handle = await started(vespera, *(step(f"s{n}", inputs={"seconds": 0.05}) for n in range(5)), max_parallel=2)
-    most = 0
-    with anyio.fail_after(10):
-        while not (read := await vespera.get_status(ME, handle.task_id)).done:
-            assert read.plan is not None
-            counts = read.plan.counts
-            most = max(most, counts.get("running", 0) + counts.get("waiting", 0))
-            await anyio.sleep(0.005)
-    assert most == 2
+    at_work, most, go = 0, 0, anyio.Event()
+
+    async def held(task: TaskLike) -> None:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await go.wait()
+        await anyio.sleep(0.05)
+        at_work -= 1
+
+    vespera.roles.add(Role.from_callable(held, in_loop=True))
+    handle = await started(vespera, *(step(f"s{n}", "held") for n in range(5)), max_parallel=2)
+    await until(lambda: at_work == 2)
+    counts = {"running": 2, "pending": 3}
+
+    async def two_run() -> bool:
+        plan = (await vespera.get_status(ME, handle.task_id)).plan
+        return plan is not None and plan.counts == counts
+
+    await until(two_run)
+    go.set()
     assert (await ended(vespera, handle)).result["counts"] == {"completed": 5}
+    assert most == 2
 
 
 async def test_a_failed_branch_stops_only_what_depends_on_it(vespera: Vespera) -> None:
@@ -158,7 +175,7 @@ async def test_the_first_failure_ends_a_plan_that_says_so(vespera: Vespera) -> N
         step("next", "nap", "long"),
         on_failure="abort",
     )
-    result = await ended(vespera, handle, within=5)
+    result = await ended(vespera, handle)
     assert result.status == "failed"
     assert await standing(vespera, handle) == {"bad": "failed", "long": "cancelled", "next": "cancelled"}
 
@@ -186,7 +203,7 @@ async def test_the_retries_of_a_step_are_the_attempts_of_its_own_task(vespera: V
 
 async def test_a_step_that_outlasts_its_limit_has_timed_out(vespera: Vespera) -> None:
     handle = await started(vespera, step("slow", inputs={"seconds": 30}, timeout_seconds=0.1))
-    result = await ended(vespera, handle, within=5)
+    result = await ended(vespera, handle)
     assert result.result["failed"][0]["code"] == "TIMEOUT"
 
 
@@ -194,7 +211,7 @@ async def test_a_plan_that_outlasts_its_limit_ends_its_steps_first(vespera: Vesp
     handle = await started(
         vespera, step("slow", inputs={"seconds": 30}), step("next", "nap", "slow"), timeout_seconds=0.2
     )
-    result = await ended(vespera, handle, within=5)
+    result = await ended(vespera, handle)
     assert result.status == "timed_out"
     assert await standing(vespera, handle) == {"slow": "cancelled", "next": "cancelled"}
 
@@ -263,7 +280,7 @@ async def test_a_plan_that_is_fine_shows_its_levels(vespera: Vespera) -> None:
 
 async def test_a_key_starts_one_plan(vespera: Vespera) -> None:
     plan = {"steps": [step("a", inputs={"seconds": 0})]}
-    first = await vespera.plans.execute(ME, ExecutePlan(plan=plan, idempotency_key="k", wait_ms=5000))
+    first = await vespera.plans.execute(ME, ExecutePlan(plan=plan, idempotency_key="k", wait_ms=25_000))
     again = await vespera.plans.execute(ME, ExecutePlan(plan=plan, idempotency_key="k"))
     assert again.repeated
     assert again.session_id == first.session_id
@@ -277,8 +294,8 @@ async def test_a_plan_without_a_name_has_a_title_all_the_same(vespera: Vespera) 
 
 
 async def test_the_task_of_a_plan_is_executed_again_as_it_was(vespera: Vespera) -> None:
-    first = await started(vespera, step("a", inputs={"seconds": 0}), wait_ms=5000)
-    again = await vespera.execute_task(ME, Execute(task_id=first.task_id, wait_ms=5000))
+    first = await started(vespera, step("a", inputs={"seconds": 0}), wait_ms=25_000)
+    again = await vespera.execute_task(ME, Execute(task_id=first.task_id, wait_ms=25_000))
     assert again.session_id != first.session_id
     assert (await ended(vespera, again)).result["output"] == {"a": "a"}
     with pytest.raises(InvalidInput) as refused:
@@ -289,7 +306,7 @@ async def test_the_task_of_a_plan_is_executed_again_as_it_was(vespera: Vespera) 
 async def test_a_cancel_ends_the_steps_before_the_plan(vespera: Vespera) -> None:
     handle = await started(vespera, step("a", inputs={"seconds": 30}), step("b", "nap", "a"))
     await until(lambda: calls == ["a"])
-    answer = await vespera.cancel(ME, handle.task_id, reason="Enough", wait_ms=5000)
+    answer = await vespera.cancel(ME, handle.task_id, reason="Enough", wait_ms=25_000)
     assert answer.status == "cancelled"
     page = await vespera.list_steps(ME, handle.task_id)
     assert [(each.status, each.reason) for each in page.steps] == [("cancelled", "Enough"), ("cancelled", "Enough")]
@@ -344,13 +361,13 @@ async def test_a_paused_plan_stands_still_with_all_its_steps(opening: Opening, t
         page = await vespera.list_steps(ME, handle.task_id)
         assert (await vespera.get_status(ME, page.steps[0].task_id or "")).status == "paused"
         before = written()
-        await vespera.cancel(ME, page.steps[0].task_id or "", wait_ms=5000)  # its slot is free, and nobody takes it
+        await vespera.cancel(ME, page.steps[0].task_id or "", wait_ms=25_000)  # its slot is free, and nobody takes it
         await anyio.sleep(0.1)
         assert written() == before
         assert (await vespera.get_status(ME, page.steps[1].task_id or "")).status == "pending"
         assert (await vespera.resume(ME, handle.task_id)).success
         await until(lambda: written() > before)
-        await vespera.cancel(ME, handle.task_id, wait_ms=5000)
+        await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
 
 
 async def test_one_step_is_paused_and_the_others_go_on(vespera: Vespera, tmp_path: Path) -> None:
@@ -371,7 +388,7 @@ async def test_one_step_is_paused_and_the_others_go_on(vespera: Vespera, tmp_pat
     assert (await vespera.plans.resume_step(handle.task_id, "a", ME)).status == "running"
     await heard(vespera, handle, "step_waiting", "a", **{"for": None})
     assert await standing(vespera, handle) == {"a": "running", "b": "completed"}
-    assert (await vespera.cancel(ME, handle.task_id, wait_ms=5000)).status == "cancelled"
+    assert (await vespera.cancel(ME, handle.task_id, wait_ms=25_000)).status == "cancelled"
 
 
 async def test_a_step_that_asks_holds_only_itself_up(vespera: Vespera) -> None:
@@ -389,9 +406,9 @@ async def test_a_step_that_asks_holds_only_itself_up(vespera: Vespera) -> None:
 
 
 async def test_waiting_for_a_person_is_not_in_the_time_of_the_plan(vespera: Vespera) -> None:
-    handle = await started(vespera, step("ask", inputs={"seconds": 0}, approval=True), timeout_seconds=1.5)
+    handle = await started(vespera, step("ask", inputs={"seconds": 0}, approval=True), timeout_seconds=3)
     await heard(vespera, handle, "phase_change", outcome="parked")
-    await anyio.sleep(1.0)  # longer than is left of its time
+    await anyio.sleep(3.1)  # longer than all its time
     status = await vespera.get_status(ME, handle.task_id)
     assert status.inputs is not None
     await vespera.answer_input(ME, handle.task_id, {status.inputs[0].key: InputAnswer(action="accept")})
@@ -405,7 +422,7 @@ async def test_a_fault_of_ours_in_one_plan_is_its_failure_and_leaves_nobody(vesp
     assert coordinator is not None
     coordinator._news.append(cast("Any", "no child"))  # pyright: ignore[reportPrivateUsage]
     coordinator._rouse()  # pyright: ignore[reportPrivateUsage]
-    result = await ended(vespera, handle, within=5)
+    result = await ended(vespera, handle)
     assert (result.status, result.error is not None) == ("failed", True)
     page = await vespera.list_steps(ME, handle.task_id)
     assert (await vespera.get_status(ME, page.steps[0].task_id or "")).status == "cancelled"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Execute, Handle
@@ -59,9 +60,9 @@ def reader(tmp_path: Path) -> Callable[..., Execute]:
 async def at_page(vespera: Vespera, handle: Handle, page: int) -> None:
     """Returns once the checkpoint of that page is in the log."""
     cursor = 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
-            read = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
+            read = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)
             if any(event["details"].get("state") == {"page": page} for event in read.events):
                 return
             cursor = read.next_cursor
@@ -69,9 +70,9 @@ async def at_page(vespera: Vespera, handle: Handle, page: int) -> None:
 
 async def ended(vespera: Vespera, handle: Handle) -> Any:
     cursor = 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
-            read = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
+            read = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)
             if read.done:
                 return await vespera.get_result(ME, handle.task_id)
             cursor = read.next_cursor
@@ -79,7 +80,7 @@ async def ended(vespera: Vespera, handle: Handle) -> Any:
 
 async def running(vespera: Vespera, handle: Handle) -> None:
     """Returns once it is."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             if (await vespera.get_status(ME, handle.task_id)).status == "running":
                 return
@@ -94,7 +95,7 @@ async def elapsed(vespera: Vespera, handle: Handle) -> float:
 
 async def at_work_for(vespera: Vespera, handle: Handle, seconds: float) -> None:
     """Returns once it has been at work for so long."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             if await elapsed(vespera, handle) >= seconds:
                 return
@@ -187,7 +188,7 @@ async def test_resumed_runs_wait_for_a_slot_and_go_before_what_had_not_begun(
         await running(vespera, begun[0])
         states = [(await vespera.get_status(ME, handle.task_id)).status for handle in (*begun, waiting)]
         assert states == ["running", "recovering", "recovering", "pending"]
-        assert (await vespera.cancel(ME, begun[2].task_id, wait_ms=5000)).status == "cancelled"
+        assert (await vespera.cancel(ME, begun[2].task_id, wait_ms=25_000)).status == "cancelled"
         (tmp_path / "go").touch()
         ends = [(await ended(vespera, handle)).status for handle in (begun[0], begun[1], waiting)]
         assert ends == ["completed"] * 3

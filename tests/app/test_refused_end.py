@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from deadlines import WITHIN
 
 from roles.definition import Role
 from vespera_exec.app.views import Execute
@@ -20,7 +21,7 @@ ME = Caller(cwd="/")
 
 async def until(claim: Callable[[], Awaitable[bool]]) -> None:
     """Returns when `claim` is true; fails after a deadline."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             if await claim():
                 return
@@ -39,7 +40,7 @@ async def test_an_end_that_the_disk_refuses_is_told_once_there_is_room(vespera: 
     vespera.roles.add(Role.from_callable(work, name="patient", in_loop=True, inputs=None))
     handle = await vespera.execute_task(ME, Execute(title="A task", role="patient"))
     journal = vespera._store.journal  # pyright: ignore[reportPrivateUsage]
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         await begun.wait()
         journal.limit_pages(1)
         let.set()

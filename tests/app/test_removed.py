@@ -19,10 +19,10 @@ ME = Caller(cwd="/", env={"PATH": os.environ["PATH"]})
 
 async def test_a_reader_of_what_is_in_part_removed_is_told_so(opening: Opening) -> None:
     async with opening() as vespera:
-        request = Execute(title="again and again", role="command", inputs={"argv": ["true"]}, wait_ms=20_000)
+        request = Execute(title="again and again", role="command", inputs={"argv": ["true"]}, wait_ms=25_000)
         handle = await vespera.execute_task(ME, request)
         for _ in range(2):
-            await vespera.execute_task(ME, Execute(task_id=handle.task_id, wait_ms=20_000))
+            await vespera.execute_task(ME, Execute(task_id=handle.task_id, wait_ms=25_000))
         assert (await vespera.read_events(ME, handle.task_id)).removed_before is None
         settings = vespera.settings
     async with Store.open(settings) as store:
@@ -42,7 +42,7 @@ async def test_a_reader_of_what_is_in_part_removed_is_told_so(opening: Opening) 
 
 async def test_damage_that_the_daily_check_has_found_is_told(opening: Opening) -> None:
     async with opening() as vespera:
-        request = Execute(title="sound", role="command", inputs={"argv": ["true"]}, wait_ms=20_000)
+        request = Execute(title="sound", role="command", inputs={"argv": ["true"]}, wait_ms=25_000)
         await vespera.execute_task(ME, request)
         assert vespera.describe().damage is None
         database = vespera.settings.database

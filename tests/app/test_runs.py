@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 
 from roles.definition import Role
 from vespera_exec.app.service import Vespera
@@ -37,7 +38,7 @@ async def held(vespera: Vespera) -> tuple[Handle, anyio.Event]:
 
 
 async def until(vespera: Vespera, run_id: str, claim: Callable[[Run], bool]) -> Run:
-    with anyio.fail_after(10):
+    with anyio.fail_after(WITHIN):
         while not claim(run := await vespera.get_run(ME, run_id)):
             await vespera.run_changed(run, within=5)
     return run
@@ -88,14 +89,14 @@ async def test_who_looked_before_the_end_is_not_left_waiting_for_what_has_come(v
     before = await until(vespera, handle.run_id, lambda run: run.message == "half way")
     go_on.set()
     await until(vespera, handle.run_id, lambda run: run.done)
-    with anyio.fail_after(5):
+    with anyio.fail_after(WITHIN):
         await vespera.run_changed(before, within=math.inf)
 
 
 async def test_where_nothing_changes_the_wait_ends_by_itself(vespera: Vespera) -> None:
     handle, go_on = await held(vespera)
     run = await until(vespera, handle.run_id, lambda run: run.message == "half way")
-    with anyio.fail_after(5):
+    with anyio.fail_after(WITHIN):
         await vespera.run_changed(run, within=0.05)
     again = await vespera.get_run(ME, handle.run_id)
     assert again.model_copy(update={"cursor": run.cursor}) == run
@@ -106,7 +107,7 @@ async def test_events_of_a_task_are_waited_for_from_a_cursor(vespera: Vespera) -
     handle, go_on = await held(vespera)
     run = await until(vespera, handle.run_id, lambda run: run.message == "half way")
     cursor = run.cursor
-    with anyio.fail_after(10):  # what is on the way to the disk comes first
+    with anyio.fail_after(WITHIN):  # what is on the way to the disk comes first
         while (heard := await vespera.event_after(ME, handle.task_id, cursor=cursor, within=0.1)) is not None:
             assert heard > cursor
             cursor = heard
@@ -138,7 +139,7 @@ async def test_an_expired_run_is_named_as_such_to_whom_it_belonged(opening: Open
         go_on.set()
         with pytest.raises(RunExpired, match="expired"):
             await until(vespera, handle.run_id, lambda run: run.done)
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             await vespera.run_changed(run, within=math.inf)
         foreign = Caller(principal="token:ann", over_tcp=True, sees_only="token:ann")
         with pytest.raises(TaskNotFound, match="not found"):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from planning import ME, ended, heard, started, until
 from worker_calls import claimed, conclude
 
@@ -85,7 +86,7 @@ async def test_a_plan_is_watched_step_by_step_by_its_monitor_and_by_a_subscriber
     engine.subscribe(execution_id, called.append)
     await gates.began("draw")
     seen: list[ExecutionUpdate] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         async for update in engine.monitor(execution_id):
             seen.append(update)
             if update.current_task is not None:
@@ -185,7 +186,7 @@ def backing_off(place: Path) -> Generator[Handle]:
         handle = Handle.model_validate_json(owner.stdout.readline())
         with closing(sqlite3.connect(f"file:{place / 'data' / 'vespera.db'}?mode=ro", uri=True)) as reader:
             backs_off = "SELECT 1 FROM steps WHERE status = 'pending' AND CAST(doc AS TEXT) LIKE '%NETWORK_TIMEOUT%'"
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + WITHIN
             while reader.execute(backs_off).fetchone() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -198,6 +199,8 @@ async def test_a_back_off_ends_with_a_cancel_and_not_with_its_time(vespera: Vesp
     async def reach(context: Any) -> None:
         raise ExecutionError("no answer", code="NETWORK_TIMEOUT")
 
+    vespera.strategies.remove("network_timeout_recovery")
+    vespera.strategies.add(NetworkTimeoutRecovery(base_seconds=3600))
     vespera.roles.add(Role.from_callable(reach, in_loop=True, inputs=None))
     handle = await started(vespera, {"id": "fetch", "role": "reach"})
     due = datetime.fromisoformat((await heard(vespera, handle, "step_failed", "fetch"))["details"]["not_before"])
@@ -256,14 +259,14 @@ async def test_a_plan_that_is_rolled_back_has_the_variables_of_that_checkpoint_a
 
     assert await engine.restore_from_checkpoint(earlier.id) == execution_id
     gates.let("end")
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         await vespera.executions.ended(execution_id, engine.caller)
     result = await engine.get_result(execution_id)
     assert result is not None
     assert (result.status, result.output) == (S.COMPLETED, earlier.state.variables["found"])
     again = await engine.restore_from_checkpoint(later.id)
     assert again != execution_id
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         await vespera.executions.ended(again, engine.caller)
     restored = await engine.get_result(again)
     assert restored is not None
@@ -298,7 +301,7 @@ async def test_a_cached_step_says_so_and_neither_another_principal_nor_a_changed
 
     async def drawn(caller: Caller) -> tuple[bool, int]:
         """Whether the event of the step says that it was known, and how many maps were drawn by now."""
-        handle = await vespera.plans.execute(caller, ExecutePlan(plan=plan, wait_ms=20_000))
+        handle = await vespera.plans.execute(caller, ExecutePlan(plan=plan, wait_ms=25_000))
         result = await vespera.get_result(caller, handle.task_id)
         assert (result.status, result.result["output"]) == ("completed", {"map": "a map of Ys"})
         read = await vespera.read_events(caller, handle.session_id, max_events=1000)
@@ -369,7 +372,7 @@ async def test_the_metrics_of_a_plan_are_those_that_its_timeline_gives_by_hand(
         engine = DefaultExecutionEngine(vespera)
         vespera.roles.add(Role.from_callable(bake, in_loop=True, inputs=None))
         bread, cake, tart = chain("bread", "cake", "tart", role="bake")
-        retries = {"max_retries": 1, "backoff_seconds": 0.3}
+        retries = {"max_retries": 1, "backoff_seconds": 1.5}
         steps = [bread | {"retries": retries, "capacity": {"oven": 2}}, cake | {"capacity": {"oven": 1}}, tart]
         result = await engine.execute({"name": "Bake", "steps": steps})
 
@@ -384,12 +387,12 @@ async def test_the_metrics_of_a_plan_are_those_that_its_timeline_gives_by_hand(
         (at["tart step_started"][0], at["tart step_failed"][0]),
     ]
     effective = sum((until - since).total_seconds() for since, until in at_work)
-    assert (again - burnt).total_seconds() >= 0.1
+    assert (again - burnt).total_seconds() >= 0.5
     assert metrics.effective_duration is not None
     assert metrics.effective_duration == pytest.approx(effective * 1000, abs=1)
     total = (result.timeline[-1].timestamp - result.timeline[0].timestamp).total_seconds()
     assert metrics.total_duration is not None
-    assert metrics.total_duration == pytest.approx(total * 1000, abs=20)
+    assert metrics.effective_duration < metrics.total_duration <= total * 1000 + 1
     assert metrics.efficiency == metrics.effective_duration / metrics.total_duration
     assert (metrics.success_rate, metrics.error_rate) == (2 / 3, 2 / 4)
     assert metrics.throughput == pytest.approx(2 / (metrics.total_duration / 1000))
@@ -399,6 +402,6 @@ async def test_the_metrics_of_a_plan_are_those_that_its_timeline_gives_by_hand(
     )]  # fmt: skip
     assert [step for _, _, step in held] == ["bread", "bread", "cake"]
     cost = sum(ovens[step] * 2 * (until - since).total_seconds() for since, until, step in held)
-    assert metrics.total_cost == pytest.approx(cost, abs=0.3)  # held over the back-off it would cost 1.2 more
+    assert metrics.total_cost == pytest.approx(cost, abs=1)  # held over the back-off it would cost 2 more at least
     assert metrics.resource_efficiency is None  # nobody measures an oven
     assert metrics.quality_score is None  # a plan that failed returns nothing that speaks of it

@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from deadlines import CANCEL_SECONDS, WITHIN
 from worker_calls import (
     ANN,
     BEN,
@@ -41,11 +42,11 @@ async def test_it_waits_for_a_worker_as_pending_and_takes_no_slot(opening: Openi
             return "done"
 
         vespera.roles.add(Role.from_callable(small, name="small", in_loop=True, inputs=None))
-        own = await started(vespera, "small", wait_ms=10_000)
+        own = await started(vespera, "small", wait_ms=25_000)
         assert own.status == "completed"
         await claimed(vespera)
         await claimed(vespera)
-        other = await started(vespera, "small", wait_ms=10_000)
+        other = await started(vespera, "small", wait_ms=25_000)
         assert other.status == "completed"
         for handle in (first, second):
             assert (await became(vespera, handle, "running")).done is False
@@ -84,7 +85,7 @@ async def test_a_claim_waits_for_a_task_and_says_what_there_is_to_know(opening: 
         group.start_soon(work)
         await anyio.wait_all_tasks_blocked()
         handle = await started(vespera, description="Is it right?", inputs={"file": "b.py"})
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             await taken.wait()
         (claim,) = got
         assert (claim.session_id, claim.task_id, claim.attempt) == (handle.session_id, handle.task_id, 1)
@@ -98,15 +99,16 @@ async def test_a_claim_waits_for_a_task_and_says_what_there_is_to_know(opening: 
 
 
 @pytest.mark.promise("workers")
-async def test_a_thousand_tasks_are_claimed_by_eight_workers_each_exactly_once(
-    opening: Opening, define: Defining
+@pytest.mark.parametrize("tasks", [300, pytest.param(1000, marks=pytest.mark.full)])
+async def test_many_tasks_are_claimed_by_eight_workers_each_exactly_once(
+    opening: Opening, define: Defining, tasks: int
 ) -> None:
     async with opening() as vespera:
         asked: list[str] = []
         got: list[str] = []
 
         async def request() -> None:
-            handles = [await started(vespera) for _ in range(20)]
+            handles = [await started(vespera) for _ in range(tasks // 50)]
             asked.extend(handle.session_id for handle in handles)
 
         async with anyio.create_task_group() as group:
@@ -120,7 +122,7 @@ async def test_a_thousand_tasks_are_claimed_by_eight_workers_each_exactly_once(
         async with anyio.create_task_group() as group:
             for _ in range(8):
                 group.start_soon(work)
-        assert len(got) == 1000
+        assert len(got) == tasks
         assert sorted(got) == sorted(asked)
 
 
@@ -304,9 +306,9 @@ async def test_a_worker_that_goes_on_after_a_cancel_is_fenced_off_and_called_aba
         handle = await started(vespera)
         claim = await claimed(vespera)
         began = anyio.current_time()
-        cancelled = await vespera.cancel(ME, handle.task_id, wait_ms=6000)
+        cancelled = await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
         assert (cancelled.status, cancelled.rung) == ("cancelled", "abandoned")
-        assert anyio.current_time() - began < 5
+        assert anyio.current_time() - began < CANCEL_SECONDS
         before = await events(vespera, handle)
         with pytest.raises(LeaseLost):
             await report(vespera, claim, percentage=90)
@@ -354,7 +356,7 @@ async def test_it_is_paused_when_the_worker_says_so_and_goes_on_when_it_is_told(
 async def test_when_reports_stop_the_next_worker_goes_on_and_the_lost_one_is_refused(
     opening: Opening, define: Defining
 ) -> None:
-    define("review", "lease_seconds: 0.3")
+    define("review", "lease_seconds: 2")
     async with opening() as vespera:
         handle = await started(vespera)
         first = await claimed(vespera, ANN, worker="first")
@@ -362,7 +364,7 @@ async def test_when_reports_stop_the_next_worker_goes_on_and_the_lost_one_is_ref
         second = await claimed(vespera, ANN, worker="second")
         assert (second.session_id, second.checkpoint) == (first.session_id, {"file": 8})
         assert second.lease != first.lease
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             while "Worker second starts afresh" not in [event["message"] for event in await events(vespera, handle)]:
                 await report(vespera, second, ANN)
         before = await events(vespera, handle)
@@ -380,13 +382,13 @@ async def test_when_reports_stop_the_next_worker_goes_on_and_the_lost_one_is_ref
 
 
 async def test_reports_however_empty_keep_the_lease(opening: Opening, define: Defining) -> None:
-    define("review", "lease_seconds: 0.5")
+    define("review", "lease_seconds: 2")
     async with opening() as vespera:
         await started(vespera)
         claim = await claimed(vespera)
-        until = anyio.current_time() + 1.2
+        until = anyio.current_time() + 3
         while anyio.current_time() < until:
-            assert (await report(vespera, claim)).lease_seconds == 0.5
+            assert (await report(vespera, claim)).lease_seconds == 2
             await anyio.sleep(0.02)
         assert (await conclude(vespera, claim)).status == "completed"
 
@@ -404,7 +406,7 @@ async def test_after_the_last_recovery_it_fails_as_worker_lost(opening: Opening,
 
 
 async def test_a_paused_one_whose_worker_is_lost_stays_paused(opening: Opening, define: Defining) -> None:
-    define("review", "lease_seconds: 0.3")
+    define("review", "lease_seconds: 2")
     async with opening() as vespera:
         handle = await started(vespera)
         claim = await claimed(vespera)
@@ -421,7 +423,7 @@ async def test_a_paused_one_whose_worker_is_lost_stays_paused(opening: Opening, 
 async def test_a_pause_that_the_lost_worker_has_not_heard_of_takes_effect_with_its_loss(
     opening: Opening, define: Defining
 ) -> None:
-    define("review", "lease_seconds: 0.2")
+    define("review", "lease_seconds: 2")
     async with opening() as vespera:
         handle = await started(vespera)
         await claimed(vespera)
@@ -441,5 +443,5 @@ async def test_a_report_that_crosses_the_end_is_refused_at_once(opening: Opening
         group.start_soon(conclude, vespera, claim)
         for _ in range(steps):
             await anyio.lowlevel.checkpoint()
-        with anyio.fail_after(5), pytest.raises(LeaseLost):
+        with anyio.fail_after(WITHIN), pytest.raises(LeaseLost):
             await until_refused(vespera, claim)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 import pytest
+from deadlines import WITHIN
 from worker_calls import ANN, BEN, ME, Defining, Opening, became, claimed, conclude, events, heard, report, started
 
 from vespera_exec.app.workers.views import Claim
@@ -42,7 +43,7 @@ async def test_a_worker_keeps_its_lease_under_the_next_owner_and_no_recovery_is_
 async def test_a_worker_that_died_with_the_owner_is_waited_for_as_long_as_its_lease(
     opening: Opening, define: Defining
 ) -> None:
-    define("review", "lease_seconds: 0.3")
+    define("review", "lease_seconds: 2")
     async with opening() as vespera:
         await started(vespera)
         first = await claimed(vespera, ANN)
@@ -75,7 +76,7 @@ async def test_one_that_was_paused_with_its_worker_stays_so_under_the_next_owner
 async def test_what_a_worker_has_is_not_told_as_what_the_next_restart_interrupts(
     opening: Opening, define: Defining
 ) -> None:
-    define("review", "lease_seconds: 0.3")
+    define("review", "lease_seconds: 2")
     async with opening() as vespera:
         handle = await started(vespera)
         await claimed(vespera)
@@ -124,12 +125,12 @@ async def test_a_role_that_is_done_otherwise_under_the_next_owner_is_recovered_f
 
 
 async def test_a_lease_does_not_run_out_while_the_owner_stands_still(opening: Opening, define: Defining) -> None:
-    define("review", "lease_seconds: 0.2")
+    define("review", "lease_seconds: 1")
     async with opening() as vespera:
         handle = await started(vespera)
         claim = await claimed(vespera)
         await became(vespera, handle, "running")
-        threading.Event().wait(1.3)  # as a stopped process, or a machine that swaps: nobody is heard meanwhile
+        threading.Event().wait(2.3)  # as a stopped process, or a machine that swaps: nobody is heard meanwhile
         for _ in range(5):
             await anyio.lowlevel.checkpoint()
         assert (await report(vespera, claim)).ok
@@ -137,7 +138,7 @@ async def test_a_lease_does_not_run_out_while_the_owner_stands_still(opening: Op
 
 
 async def test_a_claim_that_waits_gives_nothing_out_while_the_disk_is_full(opening: Opening, define: Defining) -> None:
-    define("review", "lease_seconds: 0.5")
+    define("review", "lease_seconds: 2")
     async with opening() as vespera, anyio.create_task_group() as group:
         handle = await started(vespera)
         first = await claimed(vespera)
@@ -158,7 +159,7 @@ async def test_a_claim_that_waits_gives_nothing_out_while_the_disk_is_full(openi
                 await report(vespera, first, log=f"{number}" * 1000)
             except StoreUnavailable:
                 break
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             await refused.wait()
         assert vespera.describe().queued == 1
         journal.limit_pages(100_000)

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
+from deadlines import WITHIN
 
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import Execute, Handle
@@ -48,20 +49,20 @@ async def events(vespera: Vespera, handle: Handle) -> list[Any]:
 async def became(vespera: Vespera, handle: Handle, status: str) -> Any:
     """Its status, once it is that; fails after a deadline."""
     cursor = 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
             now = await vespera.get_status(ME, handle.task_id)
             if now.status == status:
                 return now
-            cursor = (await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)).next_cursor
+            cursor = (await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)).next_cursor
 
 
 async def recorded(vespera: Vespera, handle: Handle, kind: str) -> None:
     """Returns once the log has an event of this kind."""
     cursor = 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while True:
-            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
+            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)
             if kind in [event["type"] for event in page.events]:
                 return
             cursor = page.next_cursor
@@ -69,7 +70,7 @@ async def recorded(vespera: Vespera, handle: Handle, kind: str) -> None:
 
 async def heard(vespera: Vespera, claim: Claimed, told: Callable[[Reported], bool], **said: Any) -> Reported:
     """The first answer to a report that tells this."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(WITHIN):
         while True:
             answer = await report(vespera, claim, **said)
             if told(answer):

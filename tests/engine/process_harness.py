@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from deadlines import WITHIN
 
 from vespera_exec.engine import shim
 from vespera_exec.engine.work import ProcessSpec
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from vespera_exec.engine.processes import ProcessLauncher, RunningProcess
 
-KILL_SECONDS = 2.0
-"""Promised is one second; tests run side by side, and their processes wait for each other."""
 TREES = Path(__file__).with_name("trees")
 KINDS = [
     "deaf",
@@ -68,7 +67,7 @@ class Heard:
         self._changed = anyio.Event()
 
     async def until(self, predicate: Callable[[], bool]) -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             while not predicate():
                 await self._changed.wait()
 
@@ -127,10 +126,10 @@ def nasty(kind: str, register: Register, heard: Heard | None = None) -> ProcessS
     return command((sys.executable, "-S", str(TREES / "nasty.py"), kind, str(register.path)), heard)
 
 
-async def eventually(predicate: Callable[[], bool], *, seconds: float) -> float:
+async def eventually(predicate: Callable[[], bool]) -> float:
     """Seconds until it was true."""
     began = time.monotonic()
-    with anyio.fail_after(seconds):
+    with anyio.fail_after(WITHIN):
         while not predicate():  # noqa: ASYNC110 - /proc has no events
             await anyio.sleep(0.005)
     return time.monotonic() - began
@@ -142,7 +141,7 @@ async def plant(launcher: ProcessLauncher, kind: str, register: Register) -> tup
     process = await launcher.launch(nasty(kind, register, heard))
     await heard.until(lambda: bool(heard.reports))
     if kind == "stopped":
-        await eventually(lambda: state_of(process.pid) == "T", seconds=10)
+        await eventually(lambda: state_of(process.pid) == "T")
     return process, register.processes()
 
 
@@ -159,7 +158,7 @@ async def holder(
 
         async def fact() -> dict[str, Any]:
             nonlocal buffer
-            with anyio.fail_after(20):
+            with anyio.fail_after(WITHIN):
                 while b"\n" not in buffer:
                     buffer += await stream.receive()
             line, _, buffer = buffer.partition(b"\n")

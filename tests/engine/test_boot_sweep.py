@@ -10,6 +10,7 @@ import uuid
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from process_harness import PATH, TREES, Register, eventually, lives
 
 from vespera_exec.engine import proctree, shim
@@ -22,7 +23,7 @@ def test_the_boot_sweep_ends_the_tree_and_the_shim_of_a_dead_owner(register: Reg
         subprocess.Popen(stray, env={"VESPERA_EXECUTION_ID": dead}, start_new_session=True) as one,
         subprocess.Popen(["sleep", "50"], env={"VESPERA_SHIM_OF": dead, **PATH}) as old_shim,
     ):
-        anyio.run(lambda: eventually(lambda: len(register.processes()) == 2, seconds=10))
+        anyio.run(lambda: eventually(lambda: len(register.processes()) == 2))
         known = register.processes()
         assert proctree.sweep([dead]) == 3
         assert register.left(known, dead) == set()
@@ -86,6 +87,6 @@ def test_the_boot_sweep_spares_the_process_that_sweeps() -> None:
     )  # fmt: skip
     environment = {**os.environ, "VESPERA_EXECUTION_ID": dead}
     done = subprocess.run(
-        [sys.executable, "-c", code, dead], env=environment, capture_output=True, text=True, timeout=20
+        [sys.executable, "-c", code, dead], env=environment, capture_output=True, text=True, timeout=WITHIN
     )
     assert (done.returncode, done.stdout) == (0, "0\n")

@@ -215,7 +215,7 @@ STEPS: st.SearchStrategy[list[Wants | int]] = st.lists(st.one_of(WANTS, st.integ
 
 
 @pytest.mark.promise("capacity")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120)
 @given(steps=STEPS)
 def test_never_more_than_there_is_never_a_part_and_all_of_it_comes_back(steps: list[Wants | int]) -> None:
     """Whoever asks for something that can be given gets all of it in the end, and then everything is free again."""
@@ -262,7 +262,6 @@ def test_never_more_than_there_is_never_a_part_and_all_of_it_comes_back(steps: l
 
 
 @pytest.mark.promise("capacity")
-@settings(max_examples=100, deadline=None)
 @given(large=st.integers(1, 4), rival=WANTS, stay=st.integers(1, 5))
 def test_a_stream_of_higher_priorities_starves_nobody(large: int, rival: Wants, stay: int) -> None:
     """However the rivals overlap, the one of lowest priority is served soon after its minute."""

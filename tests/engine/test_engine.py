@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 
 from vespera_exec.engine.engine import Engine, EngineOptions
 from vespera_exec.engine.jobs import Job, Policy, Run
@@ -49,7 +50,7 @@ class Place:
 
     async def ended(self, run: Run) -> Lifecycle:
         """The stored end of a run."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             await run.done.wait()
         stored = await self.store.queries.get_execution(run.session.session_id)
         assert stored is not None
@@ -344,7 +345,7 @@ async def test_a_cancel_ends_the_process_and_names_the_rung(data_dir: Path) -> N
 
     async with place(data_dir) as here:
         _, run = await here.submit(body)
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             await ready.wait()
         assert run.session.request_cancellation("enough")
         assert run.session.request_cancellation("really"), "a second request is accepted, too"
@@ -408,7 +409,7 @@ async def test_work_that_will_not_stop_is_abandoned_fenced_and_holds_nobody_up(
         assert (life.status, life.outcome["rung"]) == (S.CANCELLED, "abandoned")
         assert await here.still_works()
         let.set()
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             await over.wait()
         assert late == ["this work is over; its reports are refused"]
         assert await here.still_works()
@@ -427,7 +428,7 @@ async def test_a_cancel_gets_through_while_the_disk_takes_nothing(data_dir: Path
 
     async with place(data_dir) as here:
         _, run = await here.submit(body)
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             await ready.wait()
             here.store.journal.limit_pages(1)
             filler = Task(title="A task that finds no room", description="x" * 100_000, sink=here.store.journal)
@@ -498,7 +499,7 @@ async def test_a_task_may_run_again_before_the_end_of_its_last_run_is_on_disk(da
         second = here.engine.submit(Job(task=task, session=session, run=again))
         assert not first.done.is_set()
         assert here.engine.run_of(task.id) is second
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             await first.done.wait()
             await begun_again.wait()
         assert not second.done.is_set()
@@ -544,7 +545,7 @@ async def test_a_cancel_during_the_back_off_ends_the_run(data_dir: Path) -> None
 
     async with place(data_dir) as here:
         task, run = await here.submit(body, retry=Always(3600))
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             while here.engine.queued == 0 or run.session.lifecycle.attempt == 1:
                 await anyio.lowlevel.checkpoint()
         assert task.execution.request_cancellation("never mind")
@@ -560,7 +561,7 @@ async def test_a_run_is_done_also_when_the_store_refuses_what_it_did(data_dir: P
         # Another owner has written on: the next event of this one does not follow.
         task.ledger.resume_at(session.session_id, 1000)
         run = here.engine.submit(Job(task=task, session=session, run=instant))
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             await run.done.wait()
         assert here.engine.idle
         assert here.let_go
@@ -583,7 +584,7 @@ async def test_an_engine_that_closes_ends_processes_and_concludes_nothing(data_d
     async with place(data_dir, max_concurrent=3) as here:
         in_loop, begun, _ = holding()
         _, backing_off = await here.submit(flaky, retry=Always(3600))
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             while backing_off.session.lifecycle.attempt == 1:
                 await anyio.lowlevel.checkpoint()
             _, running = await here.submit(body)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from deadlines import CANCEL_SECONDS, KILL_SECONDS, WITHIN
 from process_harness import (
-    KILL_SECONDS,
     KINDS,
     TREES,
     Register,
@@ -51,6 +51,10 @@ BESIDE_A_LIVING_DAEMON: dict[tuple[str, ...], tuple[int, str]] = {
 }
 
 
+GRACE_SECONDS = {kind: 3.0 if kind == "stopped" else 0.3 for kind in KINDS}
+"""What ends by SIGTERM gets a second for it, the others nothing that they would use."""
+
+
 @pytest.fixture(params=ROUNDS, autouse=True)
 def number_of_the_round(request: pytest.FixtureRequest) -> int:
     return request.param
@@ -62,12 +66,12 @@ async def test_nothing_is_left_of_a_tree_after_cancel(kind: str, execution_id: s
     async with ProcessLauncher(execution_id=execution_id) as launcher:
         process, known = await plant(launcher, kind, register)
         began = time.monotonic()
-        rung = await launcher.cancel(0.3)
+        rung = await launcher.cancel(GRACE_SECONDS[kind])
         took = time.monotonic() - began
         assert register.left(known, execution_id) == set()
         assert process.exit is not None
         assert rung == process.exit.rung == ("sigterm" if kind == "stopped" else "sigkill")
-        assert 0.2 <= took <= 5
+        assert 0.2 <= took <= CANCEL_SECONDS
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,16 +110,20 @@ async def test_the_terminal_event_says_which_rung_ended_the_tree(
             store.journal, owner="test", scratch_root=data_dir / "scratch", open_output=store.open_output
         )  # fmt: skip
         async with engine.running():
-            task = Task(title="A tree", sink=store.journal)
-            session = task.enqueue_execution("test", owner="test")
-            policy = Policy(timeout_seconds=1.0 if ending is S.TIMED_OUT else 0.0, grace_seconds=0.3)
-            run = engine.submit(Job(task=task, session=session, run=body, policy=policy))
-            with anyio.fail_after(20):
-                await standing.wait()
+            for limit in (1.0, 10.0, 50.0):  # until it is time enough for the tree to stand
+                task = Task(title="A tree", sink=store.journal)
+                session = task.enqueue_execution("test", owner="test")
+                timeout = limit if ending is S.TIMED_OUT else 0.0
+                policy = Policy(timeout_seconds=timeout, grace_seconds=GRACE_SECONDS[kind])
+                run = engine.submit(Job(task=task, session=session, run=body, policy=policy))
+                await eventually(lambda run=run: standing.is_set() or run.done.is_set())
+                if standing.is_set():
+                    break
+                register.path.write_text("")
             known = register.processes()
             if ending is S.CANCELLED:
                 session.request_cancellation("enough")
-            with anyio.fail_after(6):
+            with anyio.fail_after(WITHIN):
                 await run.done.wait()
             assert register.left(known, session.session_id) == set()
             stored = await store.queries.last_events(limit=10, execution_id=session.session_id)
@@ -134,7 +142,7 @@ async def test_nothing_is_left_of_a_tree_when_the_daemon_is_killed(
         seen = shim.table()
         known = register.processes() | {pids[name]: seen[pids[name]][3] for name in ("guardian", "shim")}
         kill_at_once(*(pids[victim] for victim in victims))
-        took = await eventually(lambda: not register.left(known, execution_id), seconds=5)
+        took = await eventually(lambda: not register.left(known, execution_id))
     assert took <= KILL_SECONDS
 
 
@@ -165,11 +173,11 @@ async def test_what_outlives_daemon_guardian_and_shim_is_ended_by_the_next_owner
         known = register.processes()
         kill_at_once(daemon.pid, pids["guardian"], pids["shim"])
         await daemon.wait()
-    assert proctree.sweep([execution_id], seconds=10) >= 1
+    assert proctree.sweep([execution_id]) >= 1
     # Nothing ties to its execution what has dropped its environment, its session and its parents.
     lost = 1 if kind == "vanished" else 0
     # A process that is ending has no environment any more, and is there for another moment.
-    await eventually(lambda: len(register.left(known, execution_id)) == lost, seconds=1)
+    await eventually(lambda: len(register.left(known, execution_id)) == lost)
     for pid in register.left(known, execution_id):
         os.kill(pid, signal.SIGKILL)
 
@@ -180,7 +188,7 @@ async def test_a_killed_shim_loses_no_marked_process_even_where_orphans_are_not_
     async with ProcessLauncher(execution_id=execution_id) as launcher:
         process, known = await plant(launcher, "daemonized", register)
         os.kill(process.shim_pid, signal.SIGKILL)
-        with anyio.fail_after(3):
+        with anyio.fail_after(WITHIN):
             ended = await process.wait()
         assert register.left(known, execution_id) == set()
         assert (ended.returncode, ended.rung) == (-signal.SIGKILL, "sweep")
@@ -194,7 +202,7 @@ async def test_a_killed_shim_takes_no_other_process_of_its_execution_with_it(
         _, known = await plant(launcher, "new_session", register)
         other = launcher.running[1]
         os.kill(other.shim_pid, signal.SIGKILL)
-        with anyio.fail_after(3):
+        with anyio.fail_after(WITHIN):
             assert (await other.wait()).rung == "sweep"
         row = shim.look(sibling.pid)
         assert launcher.running == (sibling,)
@@ -209,7 +217,7 @@ async def test_cancel_ends_a_tree_whose_shim_is_stopped(execution_id: str, regis
         os.kill(process.shim_pid, signal.SIGSTOP)
         began = time.monotonic()
         assert await launcher.cancel(0.2) == "sweep"
-        assert time.monotonic() - began <= 5
+        assert time.monotonic() - began <= CANCEL_SECONDS
         assert register.left(known, execution_id) == set()
 
 
@@ -242,16 +250,16 @@ async def test_twenty_trees_are_cancelled_at_once_and_the_loop_goes_on(tmp_path:
             for launcher in launchers:
                 group.start_soon(cancel, launcher)
             while len(rungs) < len(launchers):
-                before = time.monotonic()
+                before = time.thread_time()
                 await anyio.sleep(0.005)
-                held = max(held, time.monotonic() - before)
+                held = max(held, time.thread_time() - before)  # what the loop did itself meanwhile
         took = time.monotonic() - began
     # Beside other work some shim is too slow to be waited for, and the sweep ends its tree.
     assert set(rungs) <= {"sigkill", "sweep"}
     for launcher, register, his in zip(launchers, registers, known, strict=True):
         assert register.left(his, launcher.execution_id) == set()
-    assert took <= 5
-    assert held <= 1  # seconds, of a loop that shares two cores with the other tests
+    assert took <= CANCEL_SECONDS
+    assert held <= 1
 
 
 @pytest.mark.parametrize("victim", ["shim", "guardian"])
@@ -260,6 +268,6 @@ async def test_a_daemon_whose_shims_are_killed_gathers_no_zombies(
 ) -> None:
     count = 200 if number_of_the_round == 1 else 10
     argv = [sys.executable, str(TREES / "bereft.py"), execution_id, victim, str(count)]
-    with anyio.fail_after(50):
+    with anyio.fail_after(WITHIN):
         done = await anyio.run_process(argv, stderr=None)
     assert json.loads(done.stdout) == {"killed": count, "children": []}

@@ -44,9 +44,9 @@ async def test_what_is_paused_in_the_queue_does_not_wait_for_its_turn(data_dir: 
     async with place(data_dir, max_concurrent=1) as here:
         await here.submit(body)
         await begun.wait()
-        run = await recovering(here, wait_timeout_seconds=0.1)
+        run = await recovering(here, wait_timeout_seconds=1)
         pause(run.session)
-        await lasting(0.3)
+        await lasting(1.2)
         assert run.session.status is S.PAUSED
         run.session.resume("Go on", queued=True)
         here.engine.unpark(run.session)
@@ -59,12 +59,12 @@ async def test_what_is_resumed_may_wait_as_long_as_any_other(data_dir: Path) -> 
     async with place(data_dir, max_concurrent=1) as here:
         await here.submit(body)
         await begun.wait()
-        run = await recovering(here, wait_timeout_seconds=0.5)
+        run = await recovering(here, wait_timeout_seconds=2)
         pause(run.session)
-        await lasting(0.35)
+        await lasting(1.2)
         run.session.resume("Go on", queued=True)
         here.engine.unpark(run.session)
-        await lasting(0.3)
+        await lasting(0.9)
         assert run.session.status is S.PREPARING
         assert (await here.ended(run)).status is S.TIMED_OUT
         let.set()
@@ -75,14 +75,14 @@ async def test_the_wait_after_a_resume_is_time_in_the_queue_and_not_at_work(data
     async with place(data_dir, max_concurrent=1) as here:
         await here.submit(body)
         await begun.wait()
-        run = await recovering(here, timeout_seconds=0.2)
+        run = await recovering(here, timeout_seconds=1.5)
         pause(run.session)
         run.session.resume("Go on", queued=True)
         here.engine.unpark(run.session)
-        await lasting(0.3)
+        await lasting(1.6)
         let.set()
         life = await here.ended(run)
-        assert (life.status, life.active_seconds < 0.2, life.queue_seconds > 0.3) == (S.COMPLETED, True, True)
+        assert (life.status, life.active_seconds < 1.5, life.queue_seconds >= 1.6) == (S.COMPLETED, True, True)
 
 
 async def test_a_cancel_finds_the_next_attempt_before_that_is_on_disk(data_dir: Path) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vespera_exec.errors import InvalidInput, InvalidTransitionError
@@ -88,7 +88,6 @@ STEPS = st.tuples(
 MOVES = STEPS | st.tuples(st.just("variables"), VARIABLES) | st.tuples(st.sampled_from(["mark", "back"]))
 
 
-@settings(max_examples=150, deadline=None)
 @given(moves=st.lists(MOVES, max_size=40))
 def test_the_state_of_a_checkpoint_is_what_the_board_was_then(moves: list[Any]) -> None:
     history = History()
@@ -110,7 +109,6 @@ def test_the_state_of_a_checkpoint_is_what_the_board_was_then(moves: list[Any]) 
         assert history.at(sequence) == (states, state)
 
 
-@settings(max_examples=50, deadline=None)
 @given(moves=st.lists(STEPS, max_size=25), more=st.lists(STEPS, max_size=10), then=VARIABLES, now=VARIABLES)
 def test_after_a_restore_states_and_variables_are_those_of_the_checkpoint(
     moves: list[Any], more: list[Any], then: dict[str, Any], now: dict[str, Any]
@@ -185,6 +183,16 @@ def test_capacity_that_was_held_at_the_place_is_part_of_the_state() -> None:
     assert list(replay.allocations.values()) == told["allocations"]
     replay.feed(history.events[held:])
     assert replay.allocations == {}
+
+
+def test_a_step_that_is_paused_holds_its_capacity() -> None:
+    history = History()
+    history.do("start", "a", 0)
+    history.session.record_fact(EventType.RESOURCE_ALLOCATED, (), step_id="a", details=holding("1"))
+    history.board.waiting("a", "pause", "Lunch")
+    replay = BoardReplay(PLAN, history.session.session_id)
+    replay.feed(history.events)
+    assert list(replay.allocations) == ["1"]
 
 
 def test_capacity_of_which_a_dead_owner_could_not_say_that_it_is_free_is_no_part_of_the_state() -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vespera_exec.model.enums import StepStatus
@@ -255,7 +255,6 @@ class Life:
         return [name for level in levels(self.plan) for name in level]
 
 
-@settings(max_examples=150)
 @given(_dags(), st.randoms(use_true_random=False))
 def test_schedule_is_ready_kept_up_to_date(made: ExecutionPlan, dice: random.Random) -> None:
     life = Life(made, dice)

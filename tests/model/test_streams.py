@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+from deadlines import WITHIN
 from model_harness import running_session, undone
 
 from vespera_exec.errors import InvalidInput
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
 async def rest(follower: EventFollower) -> list[int]:
     """The sequences of all that comes, to the end."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         return [event.sequence async for event in follower]
 
 
 async def parked(session: ExecutionSession, followers: int = 1) -> None:
     """Returns once so many wait."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         while session.stream.waiting < followers:
             await anyio.lowlevel.checkpoint()
 
@@ -45,7 +46,7 @@ async def test_an_ended_session_is_replayed_and_the_stream_ends_after_the_last_e
     session, log = running_session()
     speak(session, 3)
     session.complete("done")
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         heard = [event async for event in session.stream]
     assert heard == log.events == session.status_events
     assert heard[-1].event_type is EventType.EXECUTION_COMPLETED
@@ -98,7 +99,7 @@ async def test_a_follower_that_waits_is_woken_by_another_thread() -> None:
         heard.append(await anext(follower))
 
     thread = threading.Thread(target=speak, args=[session, 1])
-    with anyio.fail_after(5):
+    with anyio.fail_after(WITHIN):
         async with anyio.create_task_group() as group:
             group.start_soon(hear)
             await parked(session)
@@ -178,7 +179,7 @@ async def test_a_decision_is_heard_whole_or_not_at_all() -> None:
     with session.ledger:
         session.note(MessageLevel.INFO, "with the end")
         session.complete()
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         heard = [event async for event in session.stream]
     assert heard == log.events
     assert "never" not in {event.message for event in heard}
@@ -214,7 +215,7 @@ async def test_the_streams_of_two_sessions_of_one_task_are_apart() -> None:
     second = task.start_execution("r")
     second.complete()
     for session in (first, second):
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             heard = [event async for event in session.stream]
         assert {event.execution_id for event in heard} == {session.session_id}
         assert [event.sequence for event in heard] == list(range(1, len(heard) + 1))

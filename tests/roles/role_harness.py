@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from deadlines import WITHIN
 
 from vespera_exec.engine.pausing import Gate
 from vespera_exec.engine.processes import ProcessLauncher
@@ -57,7 +58,7 @@ class Bench:
 
         subscription = self.session.add_event_callback(tell)
         try:
-            with anyio.fail_after(20):
+            with anyio.fail_after(WITHIN):
                 if not self.percentages:
                     await heard.wait()
         finally:

@@ -12,6 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 import role_callables
+from deadlines import WITHIN
 from role_harness import Bench, bench
 
 import roles
@@ -157,7 +158,7 @@ async def test_cancelled_child_ends_by_sigint_and_is_cancelled_not_failed(
         rungs: list[str | None] = []
 
         async def cancel_when_it_works() -> None:
-            with anyio.fail_after(10):
+            with anyio.fail_after(WITHIN):
                 await made.first_progress()
             made.work.token.cancel("enough")
             rungs.append(await made.launcher.cancel(3.0))
@@ -261,7 +262,8 @@ if __name__ == "__main__":
 async def test_callable_of_a_script_is_found_without_running_the_script_again(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     await anyio.Path(script).write_text(SCRIPT)
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
     done = await anyio.run_process([sys.executable, str(script), str(tmp_path)], env=env)
     assert done.stdout.decode().split() == [call.MAIN_NAME]
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from deadlines import WITHIN
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -116,7 +117,7 @@ def test_child_that_was_not_passed_the_descriptor_finds_that_of_its_program() ->
     program = f"import subprocess; subprocess.run(['sh', '-c', {child!r} + ' && true'], check=True)"
     reader, writer = os.pipe()
     environment = os.environ | {"VESPERA_PROGRESS_FD": str(writer), "VESPERA_EXECUTION_ID": "of this test"}
-    subprocess.run([sys.executable, "-c", program], check=True, pass_fds=[writer], env=environment, timeout=20)
+    subprocess.run([sys.executable, "-c", program], check=True, pass_fds=[writer], env=environment, timeout=WITHIN)
     os.close(writer)
     with os.fdopen(reader) as reports:
         assert json.load(reports) == {"done": 7}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 import role_callables
+from deadlines import WITHIN
 from role_harness import bench
 
 from roles.definition import Role
@@ -271,7 +272,7 @@ async def test_role_that_ignores_the_cancel_is_cancelled_after_its_grace() -> No
         task.execution.request_cancellation("enough")
         await anyio.sleep(60)
 
-    with anyio.fail_after(5), pytest.raises(CancellationException):
+    with anyio.fail_after(WITHIN), pytest.raises(CancellationException):
         await RoleExecutor().execute_task_with_tracking(task, Role.from_callable(ignores, grace_seconds=0.05))
     assert last_session(task).status is S.CANCELLED
 
@@ -331,7 +332,7 @@ async def test_paused_task_waits_before_it_executes() -> None:
         passed.append(session[0].status)
 
     running, paused, session = task, anyio.Event(), list[Any]()
-    with anyio.fail_after(5):
+    with anyio.fail_after(WITHIN):
         async with anyio.create_task_group() as group:
             group.start_soon(Pausing().execute_task_with_tracking, task, Role.from_callable(note, name="note"))
             await paused.wait()

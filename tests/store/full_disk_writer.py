@@ -46,7 +46,7 @@ async def main(data_dir: Path, rounds: int) -> None:
                 say("refused", number, fault.error_code, fault.message)
             say("read", (await store.queries.list_tasks()).total)
             limit_files(resource.RLIM_INFINITY)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while store.journal.fault is not None:  # noqa: ASYNC110 - it resumes by itself
                     await anyio.sleep(0.005)
             await store.journal.sync()
@@ -56,7 +56,7 @@ async def main(data_dir: Path, rounds: int) -> None:
         output.close()
         say("output", output.lost_bytes, output.state_loss())
         limit_files(resource.RLIM_INFINITY)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not output.state_loss():  # noqa: ASYNC110 - it is stated by itself when there is room
                 await anyio.sleep(0.005)
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vespera_exec.model.capacity import CapacityUse
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel, ProgressType
 from vespera_exec.model.events import ExecutionEvent
+from vespera_exec.model.inputs import Answer, Question
+from vespera_exec.model.leases import Lease
+from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.progress import Progress, ProgressState
-from vespera_exec.store.encoding import encode_event, encode_progress, micros, moment_of, with_cursor
+from vespera_exec.model.stays import PhaseRecord
+from vespera_exec.store.encoding import encode_event, encode_lifecycle, encode_progress, micros, moment_of, with_cursor
 
 MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 
@@ -89,6 +95,68 @@ def test_strange_details_do_not_keep_progress_from_being_stored() -> None:
     strange = ProgressState(current=5, message="\ud800", details={"strange": object()})
     stored = Progress.from_dict(orjson.loads(encode_progress(Progress(execution_id="e", overall=strange))))
     assert replace(stored.overall, message="", details={}) == replace(strange, message="", details={})
+
+
+AT = datetime(2026, 3, 1, 12, 0, 0, 5, tzinfo=UTC)
+LIFE: dict[str, Any] = {
+    "execution_id": "e",
+    "task_id": "t",
+    "run_id": "r",
+    "attempt": 2,
+    "parent_execution_id": "p",
+    "role_name": "build",
+    "status": ExecutionStatus.PAUSED,
+    "status_message": "Waiting",
+    "paused_from": ExecutionStatus.RUNNING,
+    "priority": 0,
+    "owner": "o",
+    "generation": 3,
+    "active_seconds": 1.5,
+    "paused_seconds": 2.5,
+    "queue_seconds": 3.5,
+    "current_phase": ExecutionPhase.EXECUTION,
+    "phase_entered_active": 0.5,
+    "phases": (
+        PhaseRecord(ExecutionPhase.SETUP, AT, AT, 0.25, "completed"),
+        PhaseRecord(ExecutionPhase.EXECUTION, AT + timedelta(seconds=1)),
+    ),
+    "cancellation_reason": "",
+    "recovery_attempts": 1,
+    "checkpoint": {"done": [1, None]},
+    "restored_from": "c",
+    "claims": 4,
+    "lease": Lease(worker="w", principal="p", fence=4, seconds=30.0, digest="d"),
+    "inputs": (
+        Question(key="k", asked_at=AT, answer=Answer(action="accept", content={"yes": True}, at=AT)),
+        Question(key="other"),
+    ),
+    "capacity": (
+        CapacityUse(allocation_id="a", pool="p", type="slots", amount=1.0, started_at=AT, ended_at=AT, cost=0.5),
+    ),
+    "outcome": {"error": {"code": "X"}, "big": 2**70},
+    "sequence": 9,
+    **dict.fromkeys(
+        ("not_before", "created_at", "queued_at", "started_at", "paused_at", "resumed_at", "completed_at"), AT
+    ),
+    **dict.fromkeys(("clock_read_at", "checkpoint_at"), AT.replace(microsecond=0)),
+}
+
+
+def test_a_lifecycle_comes_back_whole_though_its_defaults_are_not_stored() -> None:
+    assert {each.name for each in fields(Lifecycle)} == set(LIFE)
+    told = {name: value for name, value in LIFE.items() if name != "outcome"}
+    kept: list[dict[str, Any]] = [told, *({"execution_id": "e", name: told[name]} for name in told)]
+    for life in (Lifecycle(**each) for each in kept):
+        stored = encode_lifecycle(life)
+        assert Lifecycle.from_dict(orjson.loads(stored)) == life
+        assert Lifecycle.from_dict(life.to_dict()) == life  # as versions before stored it
+        assert len(stored) <= len(orjson.dumps(life.to_dict()))
+    assert orjson.loads(encode_lifecycle(Lifecycle(execution_id="e"))) == {"execution_id": "e"}
+
+
+def test_a_strange_outcome_does_not_keep_a_lifecycle_from_being_stored() -> None:
+    stored = Lifecycle.from_dict(orjson.loads(encode_lifecycle(Lifecycle(**LIFE))))
+    assert stored == replace(Lifecycle(**LIFE), outcome={"error": {"code": "X"}, "big": str(2**70)})
 
 
 @given(MOMENTS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from deadlines import WITHIN
 
 from vespera_exec.errors import StoreDamaged
 from vespera_exec.model.enums import EventType, ExecutionStatus, MessageLevel
@@ -42,7 +43,7 @@ def speak(session: ExecutionSession, times: int) -> None:
 async def take(store: Store, count: int, *, after: int = 0, execution_id: str | None = None) -> list[int]:
     """The cursors of the next `count` events."""
     found: list[int] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(WITHIN):
         async with aclosing(store.feed.follow(after=after, execution_id=execution_id)) as events:
             async for event in events:
                 found.append(event.cursor)
@@ -175,7 +176,7 @@ async def test_waiting_ends_with_an_event_of_ones_own_or_with_the_time(settings:
         found: list[bool] = []
 
         async def wait() -> None:
-            found.append(await store.feed.wait(after=head, task_id=mine.task_id, timeout=10))
+            found.append(await store.feed.wait(after=head, task_id=mine.task_id, timeout=WITHIN))
 
         async with anyio.create_task_group() as group:
             group.start_soon(wait)
@@ -195,7 +196,7 @@ async def test_a_nudge_ends_the_waits_for_the_same_and_no_others(settings: Setti
 
         async def wait(what: str, execution_id: str | None) -> None:
             ended[what] = await store.feed.wait(
-                after=head, task_id=session.task_id, execution_id=execution_id, timeout=10
+                after=head, task_id=session.task_id, execution_id=execution_id, timeout=WITHIN
             )
             first.set()
 
@@ -204,7 +205,7 @@ async def test_a_nudge_ends_the_waits_for_the_same_and_no_others(settings: Setti
             group.start_soon(wait, "of the execution", session.session_id)
             await anyio.lowlevel.checkpoint()
             store.feed.nudge(task_id=session.task_id)
-            with anyio.fail_after(5):
+            with anyio.fail_after(WITHIN):
                 await first.wait()
             await anyio.lowlevel.checkpoint()
             assert ended == {"of the task": False}
@@ -218,7 +219,7 @@ async def test_a_wait_finds_history_that_only_the_database_has(settings: Setting
         session = running(store)
         await store.journal.sync()
     async with Store.open(settings) as store:
-        assert await store.feed.wait(after=0, execution_id=session.session_id, timeout=5)
+        assert await store.feed.wait(after=0, execution_id=session.session_id, timeout=WITHIN)
 
 
 async def test_an_event_that_comes_while_the_database_is_read_is_heard(settings: Settings) -> None:
@@ -227,7 +228,7 @@ async def test_an_event_that_comes_while_the_database_is_read_is_heard(settings:
         head = await store.journal.sync()
         feed = Feed(store.queries, head=head)
         heard: list[int] = []
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             async with anyio.create_task_group() as group:
 
                 async def follow() -> None:
@@ -286,7 +287,7 @@ async def test_two_hundred_followers_some_dead_some_slow_all_hear_everything(set
                         break
             heard.append(cursors)
 
-        with anyio.fail_after(30):
+        with anyio.fail_after(WITHIN):
             async with anyio.create_task_group() as group:
                 for number in range(180):
                     group.start_soon(follow, number)
@@ -320,7 +321,7 @@ async def test_memory_is_bounded_by_bytes_and_everything_is_still_heard(settings
                     if len(heard) == 31:
                         break
 
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             async with anyio.create_task_group() as group:
                 group.start_soon(follow)
                 await anyio.lowlevel.checkpoint()

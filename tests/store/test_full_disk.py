@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from stored import opened
 
 from vespera_exec.errors import StoreUnavailable
@@ -44,7 +45,7 @@ async def fill_up_again_and_again(data_dir: Path, rounds: int) -> None:
                 store.journal.check_writable()
             assert (await store.queries.list_tasks()).total == 1
             store.journal.limit_pages(1_000_000)
-            with anyio.fail_after(10):
+            with anyio.fail_after(WITHIN):
                 while store.journal.fault is not None:  # noqa: ASYNC110 - it resumes by itself
                     await anyio.sleep(0.005)
             await store.journal.sync()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from deadlines import WITHIN
 
 from vespera_exec.errors import Conflict, Fenced, StoreDamaged, StoreTooNew, StoreUnavailable
 from vespera_exec.model.enums import EventType, ExecutionStatus, MessageLevel
@@ -66,8 +67,8 @@ def content_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
-    with anyio.fail_after(seconds):
+async def until(true: Callable[[], bool]) -> None:
+    with anyio.fail_after(WITHIN):
         while not true():  # noqa: ASYNC110 - the journal tells nobody of what nobody waits for
             await anyio.sleep(0.005)
 
@@ -105,23 +106,33 @@ async def test_sync_without_anything_new_returns_at_once(path: Path) -> None:
         assert journal.statistics().groups == groups
 
 
-async def test_decisions_of_one_turn_share_a_commit(path: Path) -> None:
+async def test_decisions_that_were_made_while_the_writer_was_at_work_share_a_commit(path: Path) -> None:
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def hold(db: sqlite3.Connection) -> bool:
+        at_work.set()
+        return go_on.wait(WITHIN)
+
     async with Journal.open(path) as journal, anyio.create_task_group() as group:
 
         async def make(number: int) -> None:
             Task(title=str(number), sink=journal)
             await journal.sync()
 
+        group.start_soon(journal.perform, hold)
+        assert await anyio.to_thread.run_sync(at_work.wait, WITHIN)
         for number in range(100):
             group.start_soon(make, number)
+        await anyio.wait_all_tasks_blocked()
+        go_on.set()
         await until(lambda: journal.head == 100)
         assert journal.statistics().groups <= 5
 
 
-async def test_what_nobody_waits_for_is_written_within_milliseconds(path: Path) -> None:
+async def test_what_nobody_waits_for_is_written_too(path: Path) -> None:
     async with Journal.open(path) as journal:
         Task(sink=journal)
-        await until(lambda: journal.head == 1, seconds=1.0)
+        await until(lambda: journal.head == 1)
 
 
 async def test_what_comes_soon_after_a_commit_waits_for_company_and_nothing_else_does(path: Path) -> None:
@@ -376,7 +387,7 @@ async def test_a_reader_that_never_ends_holds_up_no_commit(path: Path) -> None:
         assert reader.execute("SELECT count(*) FROM events").fetchone() == (1,)
         for number in range(400):
             task.execution.change(execution_context={"number": number, "text": "x" * 50_000})
-            with anyio.fail_after(2):
+            with anyio.fail_after(WITHIN):
                 await journal.sync()
         assert reader.execute("SELECT count(*) FROM events").fetchone() == (1,)
         reader.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,9 +96,13 @@ def test_beyond_the_limit_head_and_tail_are_kept_and_the_loss_is_stated(data_dir
     assert tail.offset == len(whole) - 50
 
 
+# A "v" may be the beginning of a token: it is kept back, and what the other stream says comes before it.
+NOT_V = st.characters(codec="utf-8", exclude_characters="v")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    chunks=st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.text(max_size=40)), max_size=30),
+    chunks=st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.text(NOT_V, max_size=40)), max_size=30),
     page=st.integers(4, 50),
     limit=st.sampled_from([2000, 100_000]),
     flushes=st.sets(st.integers(0, 30)),
@@ -193,11 +198,11 @@ async def test_a_reader_sees_what_was_written_a_moment_ago(data_dir: Path) -> No
     async with OutputFiles.open(data_dir, limit_bytes=LIMIT) as files:
         output = files.create("run")
         output.write("stdout", b"hello")
-        with anyio.fail_after(2):
+        with anyio.fail_after(WITHIN):
             while text(data_dir) != "hello":  # noqa: ASYNC110 - as a reader of the files does
                 await anyio.sleep(0.005)
         output.write("stderr", b", world")
-        with anyio.fail_after(2):
+        with anyio.fail_after(WITHIN):
             while text(data_dir) != "hello, world":  # noqa: ASYNC110
                 await anyio.sleep(0.005)
         output.close()

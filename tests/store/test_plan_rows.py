@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -248,11 +247,11 @@ async def test_an_update_costs_the_same_however_large_the_plan_is(data_dir: Path
         task, board = begun(store, 5000)
         await store.journal.sync()
         before = len(content_rows(data_dir))
-        began = time.perf_counter()
+        changed = await store.journal.perform(lambda db: db.total_changes)
         for place in range(200):
             board.started(f"s{place}", role="role", attempt=1)
         await store.journal.sync()
-        assert time.perf_counter() - began < 1.0
+        assert await store.journal.perform(lambda db: db.total_changes) - changed < 2000
         assert len(content_rows(data_dir)) == before == 5000
         assert await store.queries.step_counts(board.state.execution_id) == {
             StepStatus.PENDING: 4800,
@@ -301,7 +300,7 @@ def changed(board: PlanBoard, what: str, step: str, number: int) -> None:
 
 
 @given(groups=st.lists(CHANGES, min_size=1, max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 def test_the_rows_of_a_plan_are_the_fold_of_its_log_and_the_live_board(groups: list[list[tuple[str, int]]]) -> None:
     async def history(folder: Path) -> None:
         async with opened(folder) as store:

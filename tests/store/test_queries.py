@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -300,7 +301,7 @@ async def test_measurements_come_in_the_order_in_which_they_were_taken(data_dir:
         began = datetime(2026, 1, 1, tzinfo=UTC)
         taken = [Sample(session.session_id, began + timedelta(seconds=each), "cpu_usage", each) for each in range(5)]
         store.journal.append_samples(taken)
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             while not (kept := await store.queries.samples(session.session_id)):
                 await anyio.lowlevel.checkpoint()
         assert kept == taken

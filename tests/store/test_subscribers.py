@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from stored import opened
 
 from vespera_exec.model.enums import ExecutionStatus, MessageLevel
@@ -133,7 +134,7 @@ async def test_an_event_that_meets_a_cancelled_subscriber_still_reaches_the_othe
             with dying:
                 await hear(store.feed.follow(after=head), head + 1)
 
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             async with anyio.create_task_group() as group:
                 group.start_soon(die)
                 group.start_soon(live)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from stored import fill, names, opened
 
 from vespera_exec.model.clock import Clock
 from vespera_exec.model.task import Task
 from vespera_exec.settings import Settings
+from vespera_exec.store import damage, upkeep
 from vespera_exec.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from vespera_exec.store.damage import Finding
 
 LONG_AGO = Clock(now=lambda: datetime.now(UTC) - timedelta(days=40), monotonic=lambda: 0.0)
 
@@ -25,7 +31,7 @@ LONG_AGO = Clock(now=lambda: datetime.now(UTC) - timedelta(days=40), monotonic=l
 async def checked(store: Store) -> list[str]:
     """The severities of the background check, once it has ended."""
     async with store.upkeep.running(after_seconds=0):
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             while store.upkeep.findings is None:  # noqa: ASYNC110 - the check tells the log only
                 await anyio.sleep(0.005)
     return [each.severity for each in store.upkeep.findings]
@@ -69,17 +75,28 @@ async def test_upkeep_that_stumbles_ends_nobody(data_dir: Path, caplog: pytest.L
         db.execute("INSERT INTO meta VALUES ('checked', '9000000000000000000')")  # a year that no calendar has
     async with opened(data_dir) as store:
         async with store.upkeep.running(after_seconds=0):
-            with anyio.fail_after(5):
+            with anyio.fail_after(WITHIN):
                 while "Upkeep failed" not in caplog.text:  # noqa: ASYNC110 - it tells the log only
                     await anyio.sleep(0.005)
         assert (await store.queries.list_tasks()).total == 1
 
 
-async def test_closing_ends_a_check_that_is_under_way(data_dir: Path) -> None:
+async def test_closing_ends_a_check_that_is_under_way(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    def stands(path: Path, *, ask: Callable[[], None]) -> list[Finding]:
+        def asks_again_and_again() -> None:
+            begun.set()
+            while True:
+                ask()
+
+        return damage.examine_in_use(path, ask=asks_again_and_again)
+
+    monkeypatch.setattr(upkeep, "examine_in_use", stands)
     database = await fill(data_dir, tasks=200)
-    with anyio.fail_after(5):
+    with anyio.fail_after(WITHIN):
         async with opened(data_dir) as store, store.upkeep.running(after_seconds=0):
-            await anyio.sleep(0.02)
+            assert await anyio.to_thread.run_sync(begun.wait, WITHIN)
         assert store.upkeep.findings is None
     assert names(data_dir) == ["cancels", database.name]
 
@@ -93,7 +110,7 @@ async def test_the_setting_removes_and_nothing_is_removed_without_it(data_dir: P
         assert (await store.queries.list_tasks()).total == 2
     async with Store.open(Settings.load({"VESPERA_RETENTION_DAYS": "30"}, data_dir=data_dir)) as store:
         async with store.upkeep.running(after_seconds=0):
-            with anyio.fail_after(5):
+            with anyio.fail_after(WITHIN):
                 while (await store.queries.list_tasks()).total == 2:  # noqa: ASYNC110 - the removal tells nobody
                     await anyio.sleep(0.005)
         assert [row.task.title for row in (await store.queries.list_tasks()).items] == ["new"]

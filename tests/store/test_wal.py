@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from stored import opened
 
 from vespera_exec.model.task import Task
@@ -44,10 +45,14 @@ async def test_the_wal_stays_under_64_mb_while_somebody_reads_on(data_dir: Path)
         await store.journal.sync()
         group.start_soon(anyio.to_thread.run_sync, read_on, data_dir / "vespera.db", stop, reads)
         while written < 2 * LIMIT:
-            for _ in range(4):
+            for _ in range(16):
                 task.execution.change(execution_context={"written": written, "text": "x" * 200_000})
                 written += 200_000
             await store.journal.sync()
+            before = len(reads)
+            with anyio.fail_after(WITHIN):
+                while len(reads) == before:  # noqa: ASYNC110 - the thread tells nobody
+                    await anyio.sleep(0.001)
             largest = max(largest, wal.stat().st_size)
         stop.set()
     assert len(reads) > 10

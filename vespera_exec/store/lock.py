@@ -32,8 +32,8 @@ _WHAT_TO_DO = {
     "restore": "wait until the backup has been put in place",
 }
 
-# How long a refusal is doubted: `read_owner` holds a shared lock for an instant.
-_PROBE_SECONDS = 0.05
+# How long a refusal is doubted: `read_owner` holds a shared lock for an instant, which is long on a busy machine.
+_PROBE_SECONDS = 0.25
 
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a fifo", stat.S_IFSOCK: "a socket"}
 
@@ -125,7 +125,7 @@ def read_owner(data_dir: Path) -> Owner | None:
     """Who holds the directory now; None when nobody does.
 
     Looks by taking a shared lock for an instant. An `acquire` in that instant is not refused, since it
-    doubts a refusal for 50 ms; the answer itself may be outdated when it arrives.
+    doubts a refusal for a moment; the answer itself may be outdated when it arrives.
 
     Raises:
         StoreUnavailable: what stands in the lock's place is no file.

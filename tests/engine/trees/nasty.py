@@ -214,7 +214,7 @@ def main() -> None:
     if kind != "stopped":
         go_deaf()
     enlist(register)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(register.read_text().splitlines()) <= expected and time.monotonic() < deadline:
         time.sleep(0.005)
     if "VESPERA_PROGRESS_FD" in os.environ:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 
+from vespera_exec import garbage
 from vespera_exec.engine.engine import Engine, EngineOptions
 from vespera_exec.engine.jobs import Job
 from vespera_exec.engine.work import Work, WorkResult
@@ -214,6 +215,7 @@ async def closed_loop(store: Store, engine: Engine, tasks: int) -> list[float]:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--ours"]:
+        garbage.settle()  # as the daemon does
         print(json.dumps(anyio.run(ours)))
     else:
         sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else None))

@@ -106,6 +106,8 @@ class Lifecycle:
 
     def evolve(self, event: ExecutionEvent) -> Lifecycle:
         """The state after `event`; events that only annotate leave it as it was."""
+        if event.event_type not in _FOLDED:
+            return self
         match event.event_type:
             case EventType.STATUS_CHANGE:
                 return self._changed(event)
@@ -263,6 +265,22 @@ def _phases(stored: list[Mapping[str, Json]]) -> tuple[PhaseRecord, ...]:
     return tuple(PhaseRecord.from_dict(each) for each in stored)
 
 
+_FOLDED = frozenset(
+    {
+        EventType.STATUS_CHANGE,
+        EventType.PHASE_CHANGE,
+        EventType.OWNER_CHANGED,
+        EventType.LEASE_GRANTED,
+        EventType.LEASE_ENDED,
+        EventType.CHECKPOINT_CREATED,
+        EventType.APPROVAL_REQUESTED,
+        EventType.APPROVAL_APPROVED,
+        EventType.APPROVAL_REJECTED,
+        EventType.RESOURCE_ALLOCATED,
+        EventType.RESOURCE_RELEASED,
+    }
+)
+"""What `evolve` looks at: most events are none of these, and one look is a tenth of a dozen."""
 _copy = copier(Lifecycle)
 _NAMES = tuple(each.name for each in fields(Lifecycle))
 _READERS: Readers = {

@@ -452,7 +452,7 @@ class ExecutionSession(HoldingLog):
 
     def _without_capacity(self, new: ExecutionStatus) -> Lifecycle:
         """The lifecycle of one that changes to `new`; what ends gives back what it holds first."""
-        if new.is_terminal:
+        if new.is_terminal and self._life.value.capacity:
             self.release_capacity("It has ended")
         return self._life.value
 

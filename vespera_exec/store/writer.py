@@ -27,7 +27,7 @@ from vespera_exec.model.plans.steps import PlanState, StepState
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
 from vespera_exec.store import database, statements
-from vespera_exec.store.encoding import encode, encode_event, micros, with_cursor
+from vespera_exec.store.encoding import encode, encode_event, encode_lifecycle, micros, with_cursor
 from vespera_exec.store.feed import StoredEvent
 from vespera_exec.store.statements import SqlRow, Statement
 
@@ -65,8 +65,13 @@ Decision = tuple[list[_Fact], tuple[Row, ...]]
 def prepared(batch: Batch) -> Decision:
     """Encode a batch, where it is decided: the writer's thread, which shares the interpreter, has less to do."""
     facts: list[_Fact] = []
+    stamp, at = None, None
     for event in batch.events:
         body = encode_event(event)
+        if event.timestamp is not stamp:  # the facts of one decision share theirs
+            stamp = event.timestamp
+            at = micros(stamp)
+        status = event.new_status
         facts.append(
             (
                 event.execution_id or event.task_id,
@@ -74,10 +79,8 @@ def prepared(batch: Batch) -> Decision:
                 event.execution_id,
                 event.sequence,
                 event.event_type._value_,
-                micros(event.timestamp),
-                event.event_type is EventType.STATUS_CHANGE
-                and event.new_status is not None
-                and event.new_status.is_terminal,
+                at,
+                status is not None and status.is_terminal and event.event_type is EventType.STATUS_CHANGE,
                 zlib.crc32(body),
                 body,
             )
@@ -486,5 +489,5 @@ class Writer:
             round(life.active_seconds * 1e6),
             round(life.queue_seconds * 1e6),
             code if isinstance(code, str) else None,
-            encode(life.to_dict()).decode(),
+            encode_lifecycle(life).decode(),
         )

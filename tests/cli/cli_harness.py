@@ -8,20 +8,29 @@ import json
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from deadlines import WITHIN
+
+from vespera_exec import paths
+from vespera_exec.app.owning import listener
+from vespera_exec.cli.client import Daemon
+from vespera_exec.errors import StoreUnavailable
+from vespera_exec.store.lock import read_owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PROGRAM = str(Path(sys.executable).parent / "vespera-exec")
-SECONDS = 30.0
 _SEQUENCE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])")
 _TAKE_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -55,7 +64,7 @@ class Cli:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=WITHIN,
         )
 
     def json(self, *arguments: str) -> Any:
@@ -84,11 +93,36 @@ class Cli:
         assert done.returncode == 0, done.stderr
         return str(json.loads(done.stdout)["task_id"])
 
+    def ask(self, path: str) -> Any:
+        """What the daemon answers to a GET; asked as the program asks it, without the price of a process."""
+        with Daemon(self.data_dir, environ=self.environ, cwd=str(self.cwd)) as daemon:
+            return daemon.get(path)
+
     def status(self, task_id: str) -> str:
-        return str(self.json("status", task_id)["status"])
+        return str(self.ask(f"/tasks/{task_id}")["status"])
+
+    def steps(self, task_id: str) -> dict[str, str]:
+        """The status of each step of a plan."""
+        return {each["id"]: each["status"] for each in self.ask(f"/tasks/{task_id}/steps?limit=1000")["steps"]}
 
     def stop(self) -> None:
-        self.run("daemon", "stop", "--now")
+        """The daemon, if one runs, goes with what it runs."""
+        if (pid := self._daemon()) is None:
+            return
+        with suppress(ProcessLookupError):
+            process = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+                assert select.select([process], [], [], WITHIN)[0], "the daemon did not stop"
+            finally:
+                os.close(process)
+
+    def _daemon(self) -> int | None:
+        """By its lock, else by its socket."""
+        with suppress(StoreUnavailable):
+            if (owner := read_owner(self.data_dir)) is not None and owner.purpose == "daemon":
+                return owner.pid
+        return listener(paths.socket_paths(self.data_dir, self.environ)[0])
 
 
 class Screen:
@@ -190,17 +224,17 @@ class Terminal:
 
     def until(self, wanted: str | Callable[[Terminal], bool]) -> None:
         """Reads until the screen shows `wanted`, or it holds."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + WITHIN
         while not (any(wanted in line for line in self.screen.text()) if isinstance(wanted, str) else wanted(self)):
             if not self._read(deadline):
                 raise AssertionError(f"{wanted!r} was not shown; the screen:\n" + "\n".join(self.screen.text()))
 
     def finish(self) -> int:
         """Reads to the end; the exit code."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + WITHIN
         while self._read(deadline):
             pass
-        return self.process.wait(timeout=SECONDS)
+        return self.process.wait(timeout=WITHIN)
 
     def _read(self, deadline: float) -> bool:
         readable, _, _ = select.select([self.master], [], [], max(deadline - time.monotonic(), 0))
@@ -218,7 +252,7 @@ class Terminal:
 
 def until(holds: Callable[[], bool], what: str) -> None:
     """Asks again until it holds, under a deadline."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + WITHIN
     while not holds():
         assert time.monotonic() < deadline, f"not in time: {what}"
         time.sleep(0.02)

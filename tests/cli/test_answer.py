@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cli_harness import until
+from deadlines import WITHIN
 
 from vespera_exec.cli.questions import Form
 
@@ -64,7 +65,7 @@ def asking(cli: Cli, role: str) -> str:
 
 def asks(cli: Cli, task_id: str, key: str) -> None:
     def open_keys() -> list[str]:
-        return [each["key"] for each in cli.json("status", task_id)["inputs"] or ()]
+        return [each["key"] for each in cli.ask(f"/tasks/{task_id}")["inputs"] or ()]
 
     until(lambda: open_keys() == [key], f"it asks {key}")
 
@@ -212,7 +213,7 @@ def test_without_a_terminal_a_run_says_how_it_is_answered_and_waits(cli: Cli, as
     assert "Where to?" in told
     assert "--set target=... --set copies=... --set force=..." in told
     cli.run("answer", newest(cli), "--reject")
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=WITHIN)
     assert (process.returncode, json.loads(out)["action"]) == (0, "decline")
 
 

@@ -12,10 +12,6 @@ if TYPE_CHECKING:
     from cli_harness import Cli
 
 
-def states(cli: Cli, task_id: str) -> dict[str, str]:
-    return {each["id"]: each["status"] for each in cli.json("steps", task_id)["steps"]}
-
-
 @pytest.fixture
 def held(cli: Cli) -> str:
     """The id of a plan whose first step is done and whose second runs until the file `go` is there."""
@@ -38,7 +34,7 @@ def held(cli: Cli) -> str:
         )
     )
     task_id = str(cli.json("run", "--detach", "held.json")["task_id"])
-    until(lambda: states(cli, task_id)["second"] == "running", "the second step runs")
+    until(lambda: cli.steps(task_id)["second"] == "running", "the second step runs")
     return task_id
 
 
@@ -61,13 +57,13 @@ def test_a_plan_is_put_back_while_it_runs_and_again_after_its_end(cli: Cli, held
     live = cli.run("checkpoint", "restore", checkpoint_id)
     assert live.returncode == 0, live.stderr
     assert f"task {held}" in live.stdout
-    until(lambda: states(cli, held)["second"] == "running", "the second step runs again")
+    until(lambda: cli.steps(held)["second"] == "running", "the second step runs again")
     (cli.cwd / "go").touch()
     until(lambda: cli.status(held) == "completed", "it ends")
     before = cli.json("status", held)["session_id"]
     after = cli.json("checkpoint", "restore", checkpoint_id)
     assert after["session_id"] != before
-    until(lambda: cli.json("status", after["session_id"])["status"] == "completed", "the new session ends, too")
+    until(lambda: cli.status(after["session_id"]) == "completed", "the new session ends, too")
 
 
 def test_what_is_no_checkpoint_is_refused(cli: Cli) -> None:
@@ -86,13 +82,13 @@ def test_the_pools_show_who_holds_them_and_who_waits(fresh: Cli) -> None:
     ]
     (fresh.cwd / "gpus.json").write_text(json.dumps({"name": "gpus", "steps": steps}))
     task_id = str(fresh.json("run", "--detach", "gpus.json")["task_id"])
-    until(lambda: sorted(states(fresh, task_id).values()) == ["running", "waiting"], "one holds it, one waits")
+    until(lambda: sorted(fresh.steps(task_id).values()) == ["running", "waiting"], "one holds it, one waits")
     shown = fresh.run("capacity").stdout
     assert shown.splitlines()[0].split() == ["POOL", "TYPE", "FREE", "OF", "HELD", "BY"]
     (row,) = [line for line in shown.splitlines() if line.startswith("gpu")]
     assert row.split()[2:4] == ["0", "1"]
     assert "waits for gpu" in shown
-    assert "waits for capacity" in fresh.run("steps", task_id).stdout
+    assert "waits for gpu" in fresh.run("steps", task_id).stdout
     fresh.run("cancel", task_id)
     free = fresh.json("capacity")
     assert {each["id"]: each["available"] for each in free["pools"]} == {"gpu": 1, "cpu": 4}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import pytest
+from deadlines import WITHIN
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
@@ -77,7 +78,7 @@ async def test_each_command_starts_the_server(command: tuple[str, ...], cli: Cli
     started = StdioServerParameters(
         command=command[0], args=[*command[1:]], env=cli.environ | {"PATH": path}, cwd=cli.cwd
     )
-    with anyio.fail_after(30):
+    with anyio.fail_after(WITHIN):
         async with Client(stdio_client(started)) as client:
             assert "execute_task" in {tool.name for tool in (await client.list_tools()).tools}
 

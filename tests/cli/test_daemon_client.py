@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from deadlines import WITHIN
 
 from vespera_exec import paths
 from vespera_exec.cli.client import Daemon, DaemonError, Polls, segment
@@ -92,9 +93,9 @@ def test_a_connection_that_is_cut_again_and_again_is_given_up() -> None:
         daemon.get("/tasks")
     with peer() as other, other.daemon() as daemon, Polls(daemon) as polls:
         polls.ask("events", "/tasks/1/events")
-        assert [polls.wait(5.0), polls.wait(5.0)] == [{}, {}]
+        assert [polls.wait(WITHIN), polls.wait(WITHIN)] == [{}, {}]
         with pytest.raises(DaemonUnavailable, match="went away"):
-            polls.wait(5.0)
+            polls.wait(WITHIN)
 
 
 def test_a_poll_that_is_cut_is_asked_again() -> None:
@@ -103,7 +104,7 @@ def test_a_poll_that_is_cut_is_asked_again() -> None:
         arrived: dict[str, Any] = {}
         while not arrived:
             assert polls.asked("events")
-            arrived = polls.wait(5.0)
+            arrived = polls.wait(WITHIN)
         assert arrived == {"events": {"a": 1}}
         assert not polls.asked("events")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cli_harness import Cli, until
+from deadlines import WITHIN
 
 from vespera_exec import __version__
 from vespera_exec.cli import logfile
@@ -69,7 +70,6 @@ def test_stop_names_what_it_would_interrupt_and_with_now_what_it_did(fresh: Cli)
     assert fresh.json("daemon", "start")["daemon"]["owners"][1]["ended"] == "clean"
 
 
-@pytest.mark.timeout(90)
 def test_a_daemon_that_does_not_answer_is_named_and_ended_with_now(stopped: tuple[Cli, int]) -> None:
     cli, pid = stopped
     refused = cli.run("daemon", "stop")
@@ -98,7 +98,7 @@ def test_the_log_is_shown_from_its_end_and_followed(fresh: Cli) -> None:
     fresh.run("daemon", "stop")
     assert json.loads(following.stdout.readline())["event"] == "stopping on SIGTERM"
     following.send_signal(signal.SIGINT)
-    assert following.wait(30) == 130
+    assert following.wait(WITHIN) == 130
     following.communicate()
 
 
@@ -159,7 +159,7 @@ def test_the_unit_quotes_what_systemd_would_read_as_its_own(tmp_path: Path, monk
 
 def test_many_starts_at_once_find_one_daemon(fresh: Cli) -> None:
     starts = [fresh.start("daemon", "start", "--json") for _ in range(4)]
-    said = [start.communicate(timeout=30)[0] for start in starts]
+    said = [start.communicate(timeout=WITHIN)[0] for start in starts]
     assert [start.returncode for start in starts] == [0] * 4
     assert len({json.loads(each)["daemon"]["pid"] for each in said}) == 1
 
@@ -204,6 +204,6 @@ def test_a_command_that_only_looks_loads_no_heavy_library(fresh: Cli) -> None:
             cwd=fresh.cwd,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=WITHIN,
         )
         assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cli_harness import PROGRAM, Cli, marked
+from deadlines import WITHIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,4 +83,4 @@ def test_a_server_that_does_not_start_is_reported_with_exit_code_1(fresh: Cli) -
 
 def test_importing_the_command_line_does_not_import_the_demo() -> None:
     script = "import sys; import vespera_exec.cli.app; sys.exit('vespera_exec.cli.demo' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], env=dict(os.environ), timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], env=dict(os.environ), timeout=WITHIN).returncode == 0

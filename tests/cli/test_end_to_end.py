@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_harness import PROGRAM, SECONDS, Cli, marked, until
+from cli_harness import PROGRAM, Cli, marked, until
+from deadlines import WITHIN
 
 ERROR_LINE = r"vespera-exec: .+ \([A-Z_]+\)(; .+)?\n"
 
@@ -120,7 +121,7 @@ def test_following_the_logs_goes_on_to_the_next_attempt(cli: Cli) -> None:
     assert following.stdout is not None
     assert json.loads(following.stdout.readline())["text"] == "attempt\n"
     (cli.cwd / "go-on").touch()
-    rest, _ = following.communicate(timeout=SECONDS)
+    rest, _ = following.communicate(timeout=WITHIN)
     assert "".join(json.loads(line)["text"] for line in rest.splitlines()) == "attempt\n"
 
 
@@ -145,7 +146,7 @@ def test_output_beyond_the_limit_is_counted_and_said(fresh: Cli) -> None:
 def test_a_closed_pipe_ends_quietly_and_cancels_what_fed_it(cli: Cli) -> None:
     script = f"{PROGRAM} run -q -- yes | head -n 2"
     done = subprocess.run(
-        ["sh", "-c", script], env=cli.environ, cwd=cli.cwd, capture_output=True, text=True, timeout=30
+        ["sh", "-c", script], env=cli.environ, cwd=cli.cwd, capture_output=True, text=True, timeout=WITHIN
     )
     assert (done.stdout, done.stderr) == ("y\ny\n", "")
     assert cli.json("list", "--text", "yes", "--limit", "1")["tasks"][0]["execution_status"] in (
@@ -153,7 +154,11 @@ def test_a_closed_pipe_ends_quietly_and_cancels_what_fed_it(cli: Cli) -> None:
         "cancelled",
     )
     listed = subprocess.run(
-        ["sh", "-c", f"{PROGRAM} list --all | head -n 1"], env=cli.environ, capture_output=True, text=True, timeout=30
+        ["sh", "-c", f"{PROGRAM} list --all | head -n 1"],
+        env=cli.environ,
+        capture_output=True,
+        text=True,
+        timeout=WITHIN,
     )
     assert listed.stdout.startswith("TASK")
     assert listed.stderr == ""
@@ -161,7 +166,7 @@ def test_a_closed_pipe_ends_quietly_and_cancels_what_fed_it(cli: Cli) -> None:
 
 def test_streams_that_are_closed_from_the_start_hurt_nothing(cli: Cli) -> None:
     for script in (f"{PROGRAM} list >&-", f"{PROGRAM} list 2>&-", f"{PROGRAM} run -- true >&- 2>&- <&-"):
-        done = subprocess.run(["sh", "-c", script], env=cli.environ, cwd=cli.cwd, capture_output=True, timeout=30)
+        done = subprocess.run(["sh", "-c", script], env=cli.environ, cwd=cli.cwd, capture_output=True, timeout=WITHIN)
         assert done.returncode == 0, done.stderr
 
 
@@ -313,7 +318,7 @@ def test_run_outlives_the_death_of_the_daemon_and_says_what_became_of_the_work(f
     assert running.stdout.readline() == "begun\n"
     pid = fresh.json("daemon", "status")["daemon"]["pid"]
     subprocess.run(["kill", "-9", str(pid)], check=True)
-    _, said = running.communicate(timeout=30)
+    _, said = running.communicate(timeout=WITHIN)
     assert running.returncode == 125
     assert "(INTERRUPTED)" in said
     assert fresh.json("daemon", "status")["daemon"]["pid"] != pid
@@ -324,7 +329,7 @@ def test_a_kill_of_the_program_leaves_the_work_alone(cli: Cli) -> None:
     assert running.stdout is not None
     assert running.stdout.readline() == "begun\n"
     running.send_signal(signal.SIGKILL)
-    running.communicate(timeout=30)
+    running.communicate(timeout=WITHIN)
     task_id = cli.json("list", "--text", "left alone")["tasks"][0]["task_id"]
     assert cli.status(task_id) == "running"
     cli.run("cancel", task_id)
@@ -402,7 +407,7 @@ def test_the_data_directory_can_be_named_for_one_command(fresh: Cli, tmp_path: P
 def test_a_current_folder_that_is_gone_is_named(cli: Cli) -> None:
     script = f"mkdir gone && cd gone && rmdir ../gone && {PROGRAM} list"
     done = subprocess.run(
-        ["sh", "-c", script], env=cli.environ, cwd=cli.cwd, capture_output=True, text=True, timeout=30
+        ["sh", "-c", script], env=cli.environ, cwd=cli.cwd, capture_output=True, text=True, timeout=WITHIN
     )
     assert (done.returncode, "the current folder is gone" in done.stderr) == (125, True)
 
@@ -438,6 +443,6 @@ def test_a_command_that_asks_loads_no_heavy_library(cli: Cli) -> None:
         "loaded = heavy & set(sys.modules); sys.exit(f'loaded: {loaded}' if loaded else 0)"
     )
     command = [sys.executable, "-c", script, task_id]
-    done = subprocess.run(command, env=cli.environ, cwd=cli.cwd, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, env=cli.environ, cwd=cli.cwd, capture_output=True, text=True, timeout=WITHIN)
     assert done.returncode == 0, done.stderr
     assert task_id in done.stdout

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cli_harness import until
+from deadlines import WITHIN
 
 from vespera_exec.cli.state import Shown
 
@@ -53,9 +54,9 @@ def test_without_a_terminal_the_pause_is_a_line(cli: Cli) -> None:
             break
     (row,) = cli.json("list", "--status", "running")["tasks"]
     cli.run("pause", row["task_id"])
-    assert process.stderr.readline().startswith("vespera-exec: paused")
+    assert any(line.startswith("vespera-exec: paused") for line in process.stderr)
     cli.run("cancel", row["task_id"])
-    process.communicate(timeout=30)
+    process.communicate(timeout=WITHIN)
     assert process.returncode == 130
 
 

@@ -28,10 +28,6 @@ def detached(cli: Cli, *arguments: str) -> str:
     return str(cli.json("run", "--detach", *arguments)["task_id"])
 
 
-def states(cli: Cli, task_id: str) -> dict[str, str]:
-    return {each["id"]: each["status"] for each in cli.json("steps", task_id, "--all")["steps"]}
-
-
 def test_the_example_runs_and_prints_its_output(cli: Cli) -> None:
     (cli.cwd / "some.txt").write_text("one\ntwo\n")
     done = cli.run("run", str(EXAMPLES / "plan.yaml"), "--set", "folder=.")
@@ -163,8 +159,8 @@ def test_a_detached_plan_is_seen_step_by_step_and_the_same_key_starts_it_once(cl
     path = plan_file(cli, "seen", sh("first", "true"), sh("hold", "sleep 71", "first"), sh("then", "true", "hold"))
     task_id = detached(cli, path, "--key", "k-seen", "--title", "Seen")
     assert detached(cli, path, "--key", "k-seen", "--title", "Seen") == task_id
-    until(lambda: states(cli, task_id).get("hold") == "running", "the second step runs")
-    assert states(cli, task_id) == {"first": "completed", "hold": "running", "then": "pending"}
+    until(lambda: cli.steps(task_id).get("hold") == "running", "the second step runs")
+    assert cli.steps(task_id) == {"first": "completed", "hold": "running", "then": "pending"}
     shown = cli.run("status", task_id).stdout
     assert "Seen" in shown
     assert "1 completed" in shown
@@ -184,14 +180,14 @@ def test_a_detached_plan_is_seen_step_by_step_and_the_same_key_starts_it_once(cl
 def test_one_step_is_paused_resumed_and_cancelled(cli: Cli) -> None:
     path = plan_file(cli, "steered", sh("hold", "sleep 72"), sh("then", "true", "hold"), sh("free", "sleep 73"))
     task_id = detached(cli, path)
-    until(lambda: states(cli, task_id)["hold"] == "running", "it runs")
+    until(lambda: bool(marked("sleep\x0072")), "its process runs")
     assert cli.run("pause", task_id, "--step", "hold").returncode == 0
     until(lambda: "T" in {state_of(pid) for pid in marked("sleep\x0072")}, "its process is stopped")
     assert cli.run("resume", task_id, "--step", "hold").returncode == 0
     until(lambda: "T" not in {state_of(pid) for pid in marked("sleep\x0072")}, "its process goes on")
     assert cli.run("cancel", task_id, "--step", "hold").returncode == 0
-    until(lambda: states(cli, task_id)["then"] == "skipped", "what needs it is skipped")
-    assert states(cli, task_id) == {"hold": "cancelled", "then": "skipped", "free": "running"}
+    until(lambda: cli.steps(task_id)["then"] == "skipped", "what needs it is skipped")
+    assert cli.steps(task_id) == {"hold": "cancelled", "then": "skipped", "free": "running"}
     missing = cli.run("cancel", task_id, "--step", "nowhere")
     assert missing.returncode == 125
     assert "nowhere" in missing.stderr
@@ -211,7 +207,7 @@ def test_ctrl_c_cancels_the_whole_plan_and_leaves_no_process(cli: Cli) -> None:
 
 def test_a_watched_plan_shows_its_steps_and_is_left_alone(cli: Cli) -> None:
     task_id = detached(cli, plan_file(cli, "watched", sh("held", "sleep 76")))
-    until(lambda: states(cli, task_id)["held"] == "running", "it runs")
+    until(lambda: cli.steps(task_id)["held"] == "running", "it runs")
     with cli.terminal("status", "--watch", task_id) as terminal:
         terminal.until("0/1 steps")
         assert any("held" in line and "running" in line for line in terminal.screen.text())
@@ -258,13 +254,13 @@ def test_a_step_that_is_put_back_asks_again(cli: Cli) -> None:
         terminal.type("yes\n")
         terminal.until("Answered; it goes on")
         task_id = cli.json("list", "--text", "twice")["tasks"][0]["task_id"]
-        until(lambda: states(cli, task_id)["gate"] == "running", "it goes on")
+        until(lambda: cli.steps(task_id)["gate"] == "running", "it goes on")
         checkpoint = cli.json("checkpoint", "create", task_id)["checkpoint_id"]
         cli.json("checkpoint", "restore", checkpoint)
         terminal.until(lambda shown: sum("Shall it begin?" in line for line in shown.screen.text()) == 2)
         terminal.type("no\n")
         assert terminal.finish() == 1
-    assert states(cli, task_id) == {"gate": "failed"}
+    assert cli.steps(task_id) == {"gate": "failed"}
 
 
 def test_a_plan_that_waits_for_an_answer_goes_on_under_the_next_daemon(fresh: Cli) -> None:
@@ -273,7 +269,7 @@ def test_a_plan_that_waits_for_an_answer_goes_on_under_the_next_daemon(fresh: Cl
         sh("once", "echo x >> once"), sh("gate", "true", "once", approval="Go on?"), sh("last", "true", "gate"),
     )  # fmt: skip
     task_id = detached(fresh, path)
-    until(lambda: states(fresh, task_id)["gate"] == "waiting", "it asks")
+    until(lambda: fresh.steps(task_id)["gate"] == "waiting", "it asks")
     assert "waits for an answer" in fresh.run("steps", task_id).stdout
     stopped = fresh.run("daemon", "stop")
     assert stopped.returncode == 0, stopped.stderr
@@ -286,7 +282,7 @@ def test_a_plan_that_waits_for_an_answer_goes_on_under_the_next_daemon(fresh: Cl
 
 def test_a_daemon_that_is_stopped_keeps_the_plan_and_names_the_step_that_it_interrupts(fresh: Cli) -> None:
     task_id = detached(fresh, plan_file(fresh, "stays", sh("held", "sleep 79")))
-    until(lambda: states(fresh, task_id)["held"] == "running", "it runs")
+    until(lambda: fresh.steps(task_id)["held"] == "running", "it runs")
     refused = fresh.run("daemon", "stop")
     assert refused.returncode != 0
     stopped = fresh.run("daemon", "stop", "--now").stdout
@@ -323,3 +319,19 @@ def state_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def test_the_metrics_of_a_plan_count_its_steps_and_are_null_where_nothing_is_known(cli: Cli) -> None:
+    path = plan_file(cli, "measured", sh("good", "true"), sh("bad", "exit 3"), sh("fine", "true"))
+    ended = json.loads(cli.run("run", path, "--json").stdout)
+    seen = cli.json("metrics", str(ended["task_id"]))
+    of_run = seen["execution"]
+    assert (seen["total_executions"], seen["failed"]) == (1, 1)
+    assert of_run["success_rate"] == of_run["error_rate"] * 2 == 2 / 3
+    assert of_run["total_duration"] >= of_run["effective_duration"] > 0
+    unknown = ("total_cost", "resource_efficiency", "quality_score")
+    assert [of_run[name] for name in unknown] == [None, None, None]
+    lines = cli.run("metrics", str(ended["task_id"])).stdout.splitlines()
+    assert "runs        1: 1 failed" in lines
+    assert "completed   67%" in lines
+    assert not [line for line in lines if line.startswith(("cost", "quality"))]

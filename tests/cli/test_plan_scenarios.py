@@ -28,10 +28,6 @@ def detached(cli: Cli, path: str) -> str:
     return str(cli.json("run", "--detach", path)["task_id"])
 
 
-def states(cli: Cli, task_id: str) -> dict[str, str]:
-    return {each["id"]: each["status"] for each in cli.json("steps", task_id)["steps"]}
-
-
 def noted(cli: Cli, file: str) -> list[str]:
     path = cli.cwd / file
     return path.read_text().split() if path.exists() else []
@@ -48,7 +44,7 @@ def events(cli: Cli, task_id: str) -> list[dict[str, Any]]:
 # F-047
 
 
-def test_two_branches_of_a_second_take_one_second_and_the_order_is_kept(cli: Cli) -> None:
+def test_two_branches_run_beside_each_other_and_the_order_is_kept(cli: Cli) -> None:
     path = plan_file(
         cli, "branches",
         sh("first", "true"), sh("left", "sleep 1", "first"), sh("right", "sleep 1", "first"),
@@ -63,7 +59,10 @@ def test_two_branches_of_a_second_take_one_second_and_the_order_is_kept(cli: Cli
     assert began == sorted(began)
     assert at["first", "step_completed"] <= at["left", "step_started"]
     assert max(at["left", "step_completed"], at["right", "step_completed"]) <= at["last", "step_started"]
-    assert 1.0 <= (at["last", "step_completed"] - at["first", "step_started"]).total_seconds() < 1.5
+    assert max(at["left", "step_started"], at["right", "step_started"]) < min(
+        at["left", "step_completed"], at["right", "step_completed"]
+    )
+    assert (at["last", "step_started"] - at["left", "step_started"]).total_seconds() >= 1.0
 
 
 # F-049
@@ -89,7 +88,7 @@ def test_after_a_kill_at_step_four_the_last_periodic_checkpoint_repeats_nothing_
     first = fresh.json("status", task_id)["session_id"]
     kill_the_daemon(fresh)
     until(lambda: fresh.status(task_id) == "failed", "the next daemon names what was interrupted")
-    assert states(fresh, task_id) == {
+    assert fresh.steps(task_id) == {
         "s1": "completed", "s2": "completed", "s3": "completed", "s4": "failed", "s5": "skipped",
     }  # fmt: skip
     newest = checkpoints()[0]
@@ -174,7 +173,10 @@ def test_two_plans_share_a_pool_by_priority_and_a_killed_daemon_holds_nothing(fr
         ),
     )
     until(lambda: fresh.json("capacity")["waiting_total"] == 3, "three steps of two plans wait")
-    assert {each["waiting_for"] for each in fresh.json("steps", two)["steps"]} == {"capacity"}
+    until(
+        lambda: {each["waiting_for"] for each in fresh.json("steps", two)["steps"]} == {"capacity"},
+        "its steps say what they wait for",
+    )
     (fresh.cwd / "go").touch()
     until(lambda: len(noted(fresh, "sat")) == 4, "all have had their seats")
     assert noted(fresh, "sat") == ["held", "high", "mid", "low"]

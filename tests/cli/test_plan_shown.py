@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from cli_harness import Screen
 
 from vespera_exec.cli.plans import drawing as plan_drawing
 from vespera_exec.cli.plans.block import MOST_LINES, Block
 from vespera_exec.cli.plans.drawing import Drawn
+from vespera_exec.cli.plans.pages import step_note
 from vespera_exec.cli.plans.state import PlanShown
 
 HOSTILE = 'x\x1b[31m\ny"]; click'
@@ -57,6 +59,28 @@ def test_each_event_of_a_step_is_one_line_of_news() -> None:
         "4/5 lint cancelled: User requested",
     ]
     assert shown.summary() == "4/5 steps · 1 failed · 1 skipped · 1 cancelled"
+
+
+@pytest.mark.parametrize(
+    ("waits", "message", "said"),
+    [
+        ("capacity", "Waiting for gpu: 1 of 1 held by train", "waits for gpu: 1 of 1 held by train"),
+        ("worker", "Waiting for a worker", "waits for a worker"),
+        ("slot", "Queued", "waits for a slot"),
+        ("answer", "Waiting for an answer: approval", "waits for an answer"),
+        ("pause", "Its plan is paused", "is paused"),
+        ("pause", "Lunch", "is paused: Lunch"),
+        ("backoff", "Tried again in 5 s", "is tried again: Tried again in 5 s"),
+    ],
+)
+def test_what_a_step_waits_for_is_said_once(waits: str, message: str, said: str) -> None:
+    shown = plan()
+    started(shown, "a")
+    shown.news.clear()
+    shown.take_event(event("step_waiting", "a", message, **{"for": waits}))
+    assert shown.news == [f"0/5 a {said}"]
+    row = {"is_fallback": False, "cached": False, "status": "waiting", "error": None, "reason": None}
+    assert step_note(row | {"waiting_for": waits, "message": message}) == said
 
 
 def test_a_restore_takes_steps_back_and_a_new_execution_begins_with_none() -> None:

@@ -6,7 +6,8 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from cli_harness import PROGRAM, SECONDS
+from cli_harness import PROGRAM
+from deadlines import WITHIN
 
 if TYPE_CHECKING:
     from cli_harness import Cli
@@ -40,7 +41,7 @@ def test_a_full_disk_behind_stdout_is_named_with_exit_code_125(cli: Cli, argumen
     cli.run("run", "-q", "--", "true")
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run(
-            [PROGRAM, *arguments], env=cli.environ, cwd=cli.cwd, stdout=full, stderr=subprocess.PIPE, timeout=SECONDS
+            [PROGRAM, *arguments], env=cli.environ, cwd=cli.cwd, stdout=full, stderr=subprocess.PIPE, timeout=WITHIN
         )
     assert done.returncode == 125
     said = done.stderr.decode().splitlines()

@@ -6,7 +6,8 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING
 
-from cli_harness import PROGRAM, SECONDS, marked, until
+from cli_harness import PROGRAM, marked, until
+from deadlines import WITHIN
 
 if TYPE_CHECKING:
     from cli_harness import Cli
@@ -30,7 +31,7 @@ def begun(cli: Cli, title: str) -> str:
 def test_sigterm_cancels_the_work_and_exits_with_143(cli: Cli) -> None:
     process, task_id = running(cli, "told-to-go")
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=SECONDS)
+    _, said = process.communicate(timeout=WITHIN)
     assert process.returncode == 143, said
     assert cli.status(task_id) == "cancelled"
     assert marked("VC_MARK=told-to-go") == []
@@ -42,7 +43,7 @@ def test_sigterm_before_the_run_is_accepted_cancels_it_as_well(fresh: Cli) -> No
     process = fresh.start("run", "--title", "early", "--", "sleep", "300")
     until(lambda: _catches(process.pid, signal.SIGHUP), "the signals are waited for")
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=SECONDS)
+    _, said = process.communicate(timeout=WITHIN)
     assert process.returncode == 143, said
     (task,) = fresh.json("list")["tasks"]
     assert task["execution_status"] == "cancelled"
@@ -51,10 +52,10 @@ def test_sigterm_before_the_run_is_accepted_cancels_it_as_well(fresh: Cli) -> No
 def test_sighup_leaves_the_work_running_and_exits_with_129(cli: Cli) -> None:
     process, task_id = running(cli, "hung-up")
     process.send_signal(signal.SIGHUP)
-    _, said = process.communicate(timeout=SECONDS)
+    _, said = process.communicate(timeout=WITHIN)
     assert process.returncode == 129, said
     assert cli.status(task_id) == "running"
-    assert len(marked("VC_MARK=hung-up")) > 0
+    until(lambda: len(marked("VC_MARK=hung-up")) > 0, "its work is there")
     cli.json("cancel", task_id)
 
 
@@ -63,7 +64,7 @@ def test_the_end_of_its_terminal_leaves_the_work_running(cli: Cli) -> None:
         task_id = begun(cli, "window")
         terminal.until("execution")
         terminal.hang_up()
-        assert terminal.process.wait(timeout=SECONDS) == 129
+        assert terminal.process.wait(timeout=WITHIN) == 129
     assert cli.status(task_id) == "running"
     cli.json("cancel", task_id)
 
@@ -74,12 +75,12 @@ def test_what_was_started_to_ignore_a_hangup_goes_on_watching(cli: Cli) -> None:
     begun(cli, "nohup")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=SECONDS)
+    _, said = process.communicate(timeout=WITHIN)
     assert process.returncode == 143, said
 
 
 def _running(cli: Cli, title: str) -> list[Json]:
-    return [each for each in cli.json("list", "--text", title)["tasks"] if each["execution_status"] == "running"]
+    return [each for each in cli.ask(f"/tasks?text={title}")["tasks"] if each["execution_status"] == "running"]
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:

@@ -20,7 +20,8 @@ def test_progress_moves_below_the_output_and_is_gone_at_the_end(cli: Cli) -> Non
     script = "echo first; echo '[ 50%] half'; read go < go; echo last"
     cli.run("run", "-q", "--", "mkfifo", "go")
     with cli.terminal("run", "--title", "moving", "--", "sh", "-c", script) as terminal:
-        terminal.until("cpu")
+        terminal.until(lambda shown: any("60 %" in line and "cpu" in line for line in shown.screen.text()))
+        terminal.until("[ 50%] half")
         lines = terminal.screen.text()
         assert lines[:2] == ["first", "[ 50%] half"]
         assert "execution" in lines[2]

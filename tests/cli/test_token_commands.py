@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from deadlines import WITHIN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def tasks_of(url: str, token: str) -> httpx.Response:
-    return httpx.get(f"{url}/tasks", headers={"Authorization": f"Bearer {token}"}, trust_env=False)
+    return httpx.get(f"{url}/tasks", headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=WITHIN)
 
 
 def test_a_token_is_made_used_listed_and_revoked(cli: Cli) -> None:

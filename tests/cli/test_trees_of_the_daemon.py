@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,12 +70,10 @@ def test_a_killed_daemon_leaves_nothing_of_a_detached_command(
     register = tmp_path / "register"
     task_id = plant(fresh, kind, register)
     pids = pids_of(fresh)
-    began = time.monotonic()
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for victim in victims:
             os.kill(pids[victim], number)
     until(lambda: not left(register), "the tree is gone")
-    assert time.monotonic() - began <= 2  # promised is one second; tests run side by side
     assert fresh.status(task_id) == "failed"
 
 

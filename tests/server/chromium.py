@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from deadlines import WITHIN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
     from pathlib import Path
 
-WITHIN = 40
 FLAGS = (
     "--headless",
     "--no-sandbox",  # tests run as root, too

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from deadlines import WITHIN
+
 from vespera_exec import paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-DEADLINE_SECONDS = 20.0
 
 BRIDGE = "import sys; from vespera_exec.server import bridge; sys.exit(bridge.main(sys.argv[1:] or None))"
 
@@ -32,7 +32,7 @@ HELLO = {
 }
 
 
-def eventually(holds: Callable[[], bool], *, within: float = DEADLINE_SECONDS) -> bool:
+def eventually(holds: Callable[[], bool], *, within: float = WITHIN) -> bool:
     """Whether it holds before the deadline."""
     deadline = time.monotonic() + within
     never = select.poll()
@@ -133,7 +133,7 @@ class Client:
 
     def read(self) -> dict[str, Any]:
         """The next line; fails at the deadline and at the end of output."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + WITHIN
         poll = select.poll()
         poll.register(self._read_fd, select.POLLIN)
         while b"\n" not in self._buffer:
@@ -170,7 +170,7 @@ class Client:
     def close(self) -> tuple[int, str]:
         """Ends the input; the exit code and what was said on stderr."""
         self.end_input()
-        _, said = self.process.communicate(timeout=DEADLINE_SECONDS)
+        _, said = self.process.communicate(timeout=WITHIN)
         self.stop_reading()
         return self.process.returncode, said.decode()
 

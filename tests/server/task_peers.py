@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import anyio
 import httpx
 import orjson
-from mcp_doors import BEARER, WITHIN, Doors
+from deadlines import WITHIN
+from mcp_doors import BEARER, Doors
 
 from vespera_exec.server.connections import serve_mcp_socket
 from vespera_exec.server.conversation import serve_connection

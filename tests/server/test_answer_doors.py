@@ -9,7 +9,8 @@ import anyio
 import httpx
 import pytest
 from asking_roles import asks_once, asks_twice
-from mcp_doors import BEARER, ME, WITHIN, Doors, call, opened, refused
+from deadlines import WITHIN
+from mcp_doors import BEARER, ME, Doors, call, opened, refused
 
 from vespera_exec.app.views import Execute, InputAnswer
 from vespera_exec.errors import PermissionDenied, TaskNotFound
@@ -60,7 +61,7 @@ class Rest:
                 now = await self.doors.vespera.get_status(ME, task_id)
                 if now.status == status and (now.done or status == "paused"):
                     return
-                page = await self.doors.vespera.read_events(ME, task_id, cursor=cursor, wait_ms=5000)
+                page = await self.doors.vespera.read_events(ME, task_id, cursor=cursor, wait_ms=25_000)
                 cursor = page.next_cursor
 
     async def inputs(self, task_id: str) -> list[dict[str, Any]]:
@@ -178,7 +179,7 @@ async def test_a_principal_sees_and_answers_the_questions_of_its_own_tasks_alone
         error = await refused(client, "answer_task_input", task_id=task_id, action="accept")
         assert (error["error_code"], error["success"]) == ("TASK_NOT_FOUND", False)
     async with rest.doors.client("memory-modern", caller=ada) as client:
-        ended = await call(client, "answer_task_input", task_id=task_id, content={"target": "staging"}, wait_ms=10_000)
+        ended = await call(client, "answer_task_input", task_id=task_id, content={"target": "staging"}, wait_ms=25_000)
     assert ended["done"]
     events = (await vespera.read_events(ada, task_id)).events
     (approved,) = [event for event in events if event["type"] == "approval_approved"]

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import stat
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from urllib.parse import quote
 import anyio
 import httpx
 import pytest
+from deadlines import WITHIN
 
 from vespera_exec.app.callers import current_caller
 from vespera_exec.app.tokens import default_token
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 TOKEN = "correct-horse-battery-staple"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 LIMIT = 1000
-WITHIN = 10
 
 
 class Echo:
@@ -453,7 +452,7 @@ async def test_a_taken_port_is_reported_and_stops_nothing_else(echo: Echo, sock:
             assert listeners.tcp_problem is not None
             assert str(port) in listeners.tcp_problem
             transport = httpx.AsyncHTTPTransport(uds=str(sock))
-            async with httpx.AsyncClient(base_url="http://any", transport=transport) as client:
+            async with httpx.AsyncClient(base_url="http://any", transport=transport, timeout=WITHIN) as client:
                 assert (await client.get("/")).status_code == 200
 
 
@@ -489,18 +488,11 @@ async def serve_until(echo: Echo, stop: anyio.Event, ready: anyio.Event, found: 
         await stop.wait()
 
 
-@pytest.mark.parametrize(("path", "longest"), [("/stream", 1.0), ("/deaf", 4.0)])
-async def test_an_open_stream_does_not_hang_the_shutdown(echo: Echo, path: str, longest: float) -> None:
+@pytest.mark.parametrize("path", ["/stream", "/deaf"])
+async def test_an_open_stream_does_not_hang_the_shutdown(echo: Echo, path: str) -> None:
     stop, ready, found = anyio.Event(), anyio.Event(), list[HttpListeners]()
-    took = 0.0
     async with anyio.create_task_group() as group:
-
-        async def serve() -> None:
-            nonlocal took
-            await serve_until(echo, stop, ready, found)
-            took = time.monotonic() - began
-
-        group.start_soon(serve)
+        group.start_soon(serve_until, echo, stop, ready, found)
         await ready.wait()
         assert found[0].url is not None
         async with (
@@ -510,14 +502,13 @@ async def test_an_open_stream_does_not_hang_the_shutdown(echo: Echo, path: str, 
             with anyio.fail_after(WITHIN):
                 await echo.streaming.wait()
             assert found[0].connections == 1
-            began = time.monotonic()
             stop.set()
-            if path == "/stream":
-                assert (await response.aread()).endswith(b"last")
-            else:
-                with pytest.raises(httpx.RemoteProtocolError):
-                    await response.aread()
-    assert took <= longest
+            with anyio.fail_after(WITHIN):
+                if path == "/stream":
+                    assert (await response.aread()).endswith(b"last")
+                else:
+                    with pytest.raises(httpx.RemoteProtocolError):
+                        await response.aread()
     assert found[0].connections == 0
     assert echo.stream_ended is (path == "/stream")
 

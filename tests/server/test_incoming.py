@@ -53,9 +53,9 @@ def test_a_long_text_is_one_value(text: bytes) -> None:
 )
 def test_megabytes_of_small_values_are_too_many_and_found_at_once(item: bytes) -> None:
     message = b"[" + item * (LARGE // len(item))
-    began = time.process_time()
+    began = time.thread_time()
     assert has_too_many_values(message) is (item != b'"')
-    assert time.process_time() - began < 0.3  # parsing them takes a second
+    assert time.thread_time() - began < 0.3  # parsing them takes a second
 
 
 def test_the_id_of_an_unreadable_request_is_found_where_clients_write_it() -> None:

@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from daemon_place import BRIDGE, WITHIN, Place, call, is_alive, run
+from daemon_place import BRIDGE, GONE_WITHIN, Place, call, is_alive, run
+from deadlines import WITHIN
 from echo_place import HELLO, Client, eventually
 
 if TYPE_CHECKING:
@@ -40,12 +40,10 @@ def test_it_lists_tools_and_runs_survey_where_the_client_stands(place: Place, tm
     with place.client(IN_PROCESS, cwd=project) as client:
         tools = {tool["name"] for tool in client.call("tools/list")["tools"]}
         assert {"execute_task", "get_task_result"} <= tools
-        done = call(client, "execute_task", title="look", role="survey", inputs={}, wait_ms=15_000)
+        done = call(client, "execute_task", title="look", role="survey", inputs={}, wait_ms=25_000)
         assert (done["done"], done["status"]) == (True, "completed")
         assert "main.py" in json.dumps(call(client, "get_task_result", task_id=done["task_id"]))
-        began = time.monotonic()
-        code, _ = client.close()
-        assert (code, time.monotonic() - began < 2) == (0, True)
+        assert client.close()[0] == 0
     assert list(place.runtime_dir.iterdir()) == []
 
 
@@ -55,12 +53,12 @@ def test_a_folder_and_a_variable_that_are_no_utf8_cost_no_call(place: Place, tmp
     place.environ |= {"LOGNAME": os.fsdecode(b"jos\xe9"), "USER": "jo"}
     with place.client(IN_PROCESS, cwd=odd) as client:
         argv = ["/bin/sh", "-c", "echo ${USER-none} ${LOGNAME-none}"]
-        done = call(client, "execute_task", title="t", role="command", inputs={"argv": argv}, wait_ms=15_000)
+        done = call(client, "execute_task", title="t", role="command", inputs={"argv": argv}, wait_ms=25_000)
         assert done["status"] == "completed"
         assert "jo none" in json.dumps(call(client, "get_task_result", task_id=done["task_id"]))
 
 
-def test_garbage_is_answered_as_on_a_socket_and_the_session_goes_on(place: Place) -> None:
+def test_garbage_is_answered_as_on_a_socket_and_the_session_goes_on(shared: Client) -> None:
     deep = b"[" * 20_000 + b"]" * 20_000
     garbage: list[tuple[bytes, int, int | str | None]] = [
         (b"{not json", -32700, None),
@@ -73,19 +71,17 @@ def test_garbage_is_answered_as_on_a_socket_and_the_session_goes_on(place: Place
         (b'"' + b"x" * (5 * 1024 * 1024) + b'"', -32600, None),
         (b'{"jsonrpc":"2.0","id":6,"method":"x","params":{"a":[' + b"0," * 1_000_000 + b"0]}}", -32600, 6),
     ]
-    with place.client(IN_PROCESS) as client:
-        for line, code, number in garbage:
-            client.write(line + b"\n")
-            answer = client.read()
-            assert (answer["id"], answer["error"]["code"]) == (number, code), line[:100]
-        assert client.call("ping") == {}
+    for line, code, number in garbage:
+        shared.write(line + b"\n")
+        answer = shared.read()
+        assert (answer["id"], answer["error"]["code"]) == (number, code), line[:100]
+    assert shared.call("ping") == {}
 
 
-def test_a_line_of_almost_four_mebibytes_is_read(place: Place) -> None:
-    with place.client(IN_PROCESS) as client:
-        frame = b'{"jsonrpc":"2.0","id":"long","method":"ping","params":{"_":"%s"}}\n'
-        client.write(frame % (b"," * (4 * 1024 * 1024 - len(frame))))
-        assert client.read() == {"jsonrpc": "2.0", "id": "long", "result": {}}
+def test_a_line_of_almost_four_mebibytes_is_read(shared: Client) -> None:
+    frame = b'{"jsonrpc":"2.0","id":"long","method":"ping","params":{"_":"%s"}}\n'
+    shared.write(frame % (b"," * (4 * 1024 * 1024 - len(frame))))
+    assert shared.read() == {"jsonrpc": "2.0", "id": "long", "result": {}}
 
 
 @pytest.mark.parametrize("over", ["pipe", "socketpair"])
@@ -99,11 +95,10 @@ def test_a_client_that_reads_late_gets_every_answer(place: Place, over: str) -> 
         assert client.close() == (0, "")
 
 
-def test_what_is_printed_by_accident_cannot_come_between_the_answers(place: Place) -> None:
-    with place.client(IN_PROCESS) as client:
-        streams = Path(f"/proc/{client.process.pid}/fd")
-        assert (streams / "0").readlink() == Path(os.devnull)
-        assert (streams / "1").readlink() == (streams / "2").readlink()
+def test_what_is_printed_by_accident_cannot_come_between_the_answers(shared: Client) -> None:
+    streams = Path(f"/proc/{shared.process.pid}/fd")
+    assert (streams / "0").readlink() == Path(os.devnull)
+    assert (streams / "1").readlink() == (streams / "2").readlink()
 
 
 def test_input_from_a_file_ends_in_order(place: Place) -> None:
@@ -155,9 +150,7 @@ def test_the_end_of_input_ends_the_work_with_it_and_leaves_no_process(place: Pla
     with place.client(IN_PROCESS) as client:
         task_id = run(client, work)["task_id"]
         pids = work.pids()
-        began = time.monotonic()
-        code, _ = client.close()
-        assert (code, time.monotonic() - began < 2) == (0, True)
+        assert client.close()[0] == 0
         assert [pid for pid in pids if is_alive(pid)] == []
     with place.client(IN_PROCESS) as client:
         view = call(client, "get_task_execution_status", task_id=task_id)
@@ -171,7 +164,7 @@ def test_a_killed_one_leaves_no_process(place: Place) -> None:
         run(client, work)
         pids = work.pids()
         client.process.send_signal(signal.SIGKILL)
-        assert eventually(lambda: not any(is_alive(pid) for pid in pids), within=1.0)
+        assert eventually(lambda: not any(is_alive(pid) for pid in pids), within=GONE_WITHIN)
 
 
 def test_it_says_who_owns_the_directory_and_what_to_do(place: Place) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import orjson
 import pytest
+from deadlines import WITHIN
 from starlette.routing import Route
 from task_peers import HttpPeer, Refused, execute
 from token_place import LOCAL, Place, opened
@@ -161,7 +162,7 @@ async def two(tmp_path: Path, runtime_dir: Path) -> AsyncIterator[Two]:
         token = await place.made("bob", scopes=ALL)
         ids: list[str] = []
         for asked in (
-            {"title": MARK, "role": "command", "inputs": {"argv": ["echo", MARK]}, "wait_ms": 20_000},
+            {"title": MARK, "role": "command", "inputs": {"argv": ["echo", MARK]}, "wait_ms": 25_000},
             {"title": MARK, "description": MARK, "role": "gated", "inputs": {MARK: MARK}},
             {"title": MARK, "role": "asking"},
         ):
@@ -169,7 +170,7 @@ async def two(tmp_path: Path, runtime_dir: Path) -> AsyncIterator[Two]:
             ids += [handle["task_id"], handle["session_id"]]
         ids.append((await alice.post("/tasks", json={"title": MARK})).json()["task_id"])
         plan = (await alice.post("/plans", json={"title": MARK, "plan": PLAN})).json()
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             while (await alice.get("/inputs")).json()["total"] < 2:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         (step,) = (await alice.get(f"/tasks/{plan['task_id']}/steps")).json()["steps"]
@@ -394,8 +395,8 @@ async def test_no_subscription_hears_of_a_strangers_task(two: Two) -> None:
         agreed = await anext(heard)
         assert agreed["params"]["notifications"]["taskIds"] == [mine]
         assert (await anext(heard))["params"]["taskId"] == mine
-        assert (await two.alice.post(f"/tasks/{hers}/cancel", json={"wait_ms": 10_000})).is_success
-        assert (await two.bob.post(f"/tasks/{mine}/cancel", json={"wait_ms": 10_000})).is_success
+        assert (await two.alice.post(f"/tasks/{hers}/cancel", json={"wait_ms": 25_000})).is_success
+        assert (await two.bob.post(f"/tasks/{mine}/cancel", json={"wait_ms": 25_000})).is_success
         messages = [await anext(heard)]
         while messages[-1]["params"].get("status") != "cancelled":
             messages.append(await anext(heard))
@@ -411,7 +412,7 @@ async def test_the_user_himself_sees_and_may_stop_everything(two: Two) -> None:
         for any_id in (*two.ids, *two.of_plan):
             assert (await client.get(f"/tasks/{any_id}")).is_success
     running = two.ids[2]
-    stopped = await two.place.user.post(f"/tasks/{running}/cancel", json={"wait_ms": 10_000})
+    stopped = await two.place.user.post(f"/tasks/{running}/cancel", json={"wait_ms": 25_000})
     assert stopped.json()["status"] == "cancelled"
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from deadlines import WITHIN
 
 from vespera_exec import __version__, paths
 from vespera_exec.errors import DataDirectoryInUse, StoreUnavailable
@@ -58,7 +59,7 @@ def start(script: str, data_dir: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    process.communicate(timeout=10)
+    process.communicate(timeout=WITHIN)
 
 
 def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_successor_waits_for_an_owner_that_is_leaving(tmp_path: Path) -> None:
     holder = start(HOLD, tmp_path)
     leaving = threading.Timer(0.2, finish, [holder])
     leaving.start()
-    with OwnerLock.acquire(tmp_path, purpose="daemon", wait_seconds=10) as lock:
+    with OwnerLock.acquire(tmp_path, purpose="daemon", wait_seconds=WITHIN) as lock:
         assert lock.owner.pid == os.getpid()
     leaving.join()
 
@@ -127,7 +128,7 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_dead_parent(tmp_path: Path) 
     parent = start(FORK, tmp_path)
     assert read_owner(tmp_path) is not None
     parent.send_signal(signal.SIGKILL)
-    parent.wait(timeout=10)
+    parent.wait(timeout=WITHIN)
     try:
         with OwnerLock.acquire(tmp_path, purpose="daemon") as lock:
             assert lock.owner.pid == os.getpid()
@@ -142,7 +143,7 @@ def test_a_started_program_does_not_inherit_the_lock(tmp_path: Path) -> None:
     try:
         OwnerLock.acquire(tmp_path, purpose="daemon").release()
     finally:
-        child.communicate("\n", timeout=10)
+        child.communicate("\n", timeout=WITHIN)
 
 
 def test_releasing_twice_does_not_close_somebody_elses_descriptor(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_a_lock_that_was_removed_or_replaced_is_no_longer_held(tmp_path: Path) -
         assert holds(tmp_path)
         (tmp_path / paths.LOCK).unlink()
         assert not holds(tmp_path)
-        start(HOLD, tmp_path).communicate(timeout=10)
+        start(HOLD, tmp_path).communicate(timeout=WITHIN)
         assert not holds(tmp_path)
 
 
@@ -238,6 +239,6 @@ def test_an_owner_is_alive_until_it_ends_even_where_nobody_has_reaped_it(tmp_pat
     assert not owner.is_alive
     assert last_owner(tmp_path) == owner
     assert read_owner(tmp_path) is None
-    holder.wait(10)
+    holder.wait(WITHIN)
     assert holder.stdout is not None
     holder.stdout.close()

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sqlite3
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from daemon_place import WITHIN, Place, call, is_alive, run
+from daemon_place import GONE_WITHIN, Place, call, is_alive, run
+from deadlines import WITHIN
 from echo_place import eventually
 
 from vespera_exec import paths
 from vespera_exec.app import doctor
-from vespera_exec.app.owning import listener
 from vespera_exec.errors import DataDirectoryInUse
-from vespera_exec.server.launch import accepts
+from vespera_exec.store.lock import OwnerLock
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vespera_exec.app.doctor import Check
 
@@ -77,7 +78,7 @@ def test_a_second_daemon_touches_nothing_where_the_first_has_lost_its_lock_file(
         first.send_signal(signal.SIGCONT)
         code, line = said(first)
         assert (code, f"{paths.LOCK} was removed" in line) == (1, True)
-        assert eventually(lambda: not any(is_alive(pid) for pid in pids), within=1.0)
+        assert eventually(lambda: not any(is_alive(pid) for pid in pids), within=GONE_WITHIN)
         error = call(client, "get_task_result", task_id=task_id)["error"]
         assert error["code"] == "INTERRUPTED"
         assert place.served_by()[-1] != first.pid
@@ -104,7 +105,7 @@ def test_a_daemon_that_another_owner_has_replaced_ends_itself_and_its_work(place
         client.request("tools/call", name="create_task", arguments={"title": "one more"})
         code, line = said(first)
         assert (code, "taken over by another owner" in line) == (1, True)
-        assert eventually(lambda: not any(is_alive(pid) for pid in pids), within=1.0)
+        assert eventually(lambda: not any(is_alive(pid) for pid in pids), within=GONE_WITHIN)
 
 
 def test_doctor_tells_a_daemon_from_the_lock_that_it_has_lost(place: Place) -> None:
@@ -120,11 +121,20 @@ def test_doctor_tells_a_daemon_from_the_lock_that_it_has_lost(place: Place) -> N
     assert "nobody holds the lock" in lock(place).what
 
 
-def test_of_two_daemons_at_once_one_goes_as_soon_as_the_other_serves(place: Place) -> None:
-    both = [place.spawn(), place.spawn()]
+def test_a_daemon_that_waits_for_the_lock_goes_as_soon_as_its_holder_serves(place: Place) -> None:
     serving, _ = paths.socket_paths(place.data_dir, place.environ)
-    assert eventually(lambda: accepts(serving))
-    (loser,) = [each for each in both if each.pid != listener(serving)]
-    loser.wait(2.5)  # of the five seconds that it has for an owner that does not serve
-    code, line = said(loser)
+    with OwnerLock.acquire(place.data_dir, purpose="daemon"), socket.socket(socket.AF_UNIX) as door:
+        loser = place.spawn()
+        assert eventually(lambda: looks_at(loser.pid, place.data_dir / paths.LOCK))
+        door.bind(str(serving))
+        door.listen()
+        code, line = said(loser)
     assert (code, "DATA_DIRECTORY_IN_USE" in line) == (os.EX_TEMPFAIL, True)
+    assert f"process {os.getpid()}, which serves it" in line  # and not, five seconds later, which holds the lock
+
+
+def looks_at(pid: int, file: Path) -> bool:
+    """The process has it open."""
+    with suppress(FileNotFoundError):
+        return any(each.readlink() == file for each in Path(f"/proc/{pid}/fd").iterdir())
+    return False

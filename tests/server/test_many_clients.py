@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from daemon_place import Place, call
+from deadlines import WITHIN
 from echo_place import HELLO, eventually
 
 from vespera_exec.cli.client import Daemon
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BRIDGES, COMMANDS = 4, 4
-P99_SECONDS = 0.25
+LEAST = 20
+"""Writes of each client."""
 
 
 @pytest.fixture
@@ -37,14 +39,18 @@ class Acks:
     made: set[str] = field(default_factory=set[str])
 
     def write(self, create: Callable[[str], dict[str, Any]], until: float) -> None:
-        while (began := time.monotonic()) < until:
+        while (began := time.monotonic()) < until or len(self.seconds) < LEAST:
             self.made.add(create(f"task {began}")["task_id"])
             self.seconds.append(time.monotonic() - began)
 
 
 @pytest.mark.promise("many_clients")
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.full)])
-def test_four_bridges_and_four_commands_on_a_fresh_directory_share_one_daemon(place: Place, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "p99_seconds"), [(0.0, WITHIN), pytest.param(30.0, 0.25, marks=pytest.mark.full)], ids=["brief", "30 s"]
+)
+def test_four_bridges_and_four_commands_on_a_fresh_directory_share_one_daemon(
+    place: Place, seconds: float, p99_seconds: float
+) -> None:
     acks = [Acks() for _ in range(BRIDGES + COMMANDS)]
 
     def bridge(mine: Acks) -> tuple[int, str]:
@@ -63,15 +69,14 @@ def test_four_bridges_and_four_commands_on_a_fresh_directory_share_one_daemon(pl
         assert [end.result() for end in ends] == [(0, "")] * len(acks)
     assert len(place.served_by()) == 1
     took = sorted(each for mine in acks for each in mine.seconds)
-    assert len(took) >= 100
-    assert took[int(len(took) * 0.99)] < P99_SECONDS
+    assert took[int(len(took) * 0.99)] < p99_seconds
     made: set[str] = set[str]().union(*(mine.made for mine in acks))
     assert len(made) == len(took)
     assert place.ask("/tasks", limit=1)["total"] == len(made)
 
 
 @pytest.mark.promise("many_clients")
-@pytest.mark.parametrize("within", [10.0, pytest.param(2.0, marks=pytest.mark.full)])
+@pytest.mark.parametrize("within", [WITHIN, pytest.param(2.0, marks=pytest.mark.full)], ids=["at all", "2 s"])
 def test_four_bridges_outlive_a_killed_daemon_with_all_tasks_there(place: Place, within: float) -> None:
     clients = [place.client(greet=False) for _ in range(BRIDGES)]
     try:

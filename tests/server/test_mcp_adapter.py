@@ -11,6 +11,7 @@ from typing import Any, Literal
 import anyio
 import httpx
 import pytest
+from deadlines import WITHIN
 from mcp import Client
 from mcp.client.extension import ClientExtension, NotificationBinding, ResultClaim
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -106,7 +107,7 @@ def test_a_server_is_made_without_rich_and_without_a_word_on_the_root_logger() -
         "OwnServer(name='test', tools=[], unknown_tool=print)\n"
         "sys.exit(f'{logging.getLogger().handlers}' if 'rich' in sys.modules or logging.getLogger().handlers else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=WITHIN)
     assert done.returncode == 0, done.stderr
 
 
@@ -154,7 +155,7 @@ async def test_a_listen_stream_can_be_agreed_to_more_than_the_sdk_knows_and_carr
 
     async with Client(server, extensions=[Binding()]) as client, client.listen(tools_list_changed=True) as stream:
         assert stream.honored.model_dump(exclude_none=True) == {"tools_list_changed": True, "ours": ["a"]}
-        with anyio.fail_after(5):
+        with anyio.fail_after(WITHIN):
             await heard.wait()
     assert told[0]["null"] is None
 

@@ -65,7 +65,7 @@ async def test_what_happened_brings_status_events_and_result_as_data(doors: Door
 
     doors.vespera.roles.add(in_loop(talks, "talks"))
     async with doors.client(kind) as client:
-        done = await call(client, "execute_task", title="Talk", role="talks", wait_ms=10_000)
+        done = await call(client, "execute_task", title="Talk", role="talks", wait_ms=25_000)
         text = await prompt(client, "what_happened", task_id=done["task_id"])
     data = data_in(text)
     assert data["task"]["status"] == "completed"

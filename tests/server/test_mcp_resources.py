@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import orjson
 import pytest
+from deadlines import WITHIN
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ResourceUpdated
-from mcp_doors import IN_MEMORY, ME, WITHIN, Doors, Kind, call, in_loop, opened, waiting
+from mcp_doors import IN_MEMORY, ME, Doors, Kind, call, in_loop, opened, waiting
 from mcp_types import INVALID_PARAMS, TextResourceContents
 
 from vespera_exec.app.callers import current_caller
@@ -90,7 +90,7 @@ async def test_a_task_is_read_while_it_runs_and_with_its_result_when_it_is_done(
         assert "result" not in running
         doors.gate.open.set()
         await waiting(doors.vespera, started["task_id"], "execution_completed")
-        await call(client, "stream_task_execution_events", task_id=started["task_id"], wait_ms=5000, follow=True)
+        await call(client, "stream_task_execution_events", task_id=started["task_id"], wait_ms=25_000, follow=True)
         ended = await read(client, uri)
         log = await read(client, ended["events"])
     assert (ended["status"], ended["done"]) == ("completed", True)
@@ -122,7 +122,7 @@ async def test_a_long_log_shows_its_end_and_a_large_result_its_beginning(doors: 
 
     doors.vespera.roles.add(in_loop(chatter, "chatter"))
     async with doors.client("memory-modern") as client:
-        done = await call(client, "execute_task", title="Talk", role="chatter", wait_ms=15_000)
+        done = await call(client, "execute_task", title="Talk", role="chatter", wait_ms=25_000)
         assert done["done"] is True
         log = await read(client, f"vespera://tasks/{done['task_id']}/events")
         task = await read(client, f"vespera://tasks/{done['task_id']}")
@@ -148,7 +148,7 @@ async def test_what_is_not_there_is_an_invalid_parameter_that_says_why(doors: Do
 
 async def test_a_task_of_somebody_else_is_not_there(doors: Doors) -> None:
     doors.gate.open.set()
-    hers = await doors.vespera.execute_task(ALICE, Execute(title="Secret plan", role="gated", wait_ms=10_000))
+    hers = await doors.vespera.execute_task(ALICE, Execute(title="Secret plan", role="gated", wait_ms=25_000))
     uri = f"vespera://tasks/{hers.task_id}"
     async with doors.client("memory-modern") as client:
         with asking(ALICE):
@@ -189,11 +189,14 @@ async def test_who_listens_hears_of_news_of_what_he_sees_and_seldom_enough(doors
     async with doors.client("memory-modern") as client, AsyncExitStack() as stack:
         with asking(ALICE):
             started = await call(client, "execute_task", title="Busy", role="busy")
-            uri = f"vespera://tasks/{started['task_id']}"
+            uri, began = f"vespera://tasks/{started['task_id']}", anyio.current_time()
             hers = await stack.enter_async_context(client.listen(resource_subscriptions=[uri]))
         with asking(BOB):
             his = await stack.enter_async_context(client.listen(resource_subscriptions=[uri]))
         # Forty reports in 0.2 s, and then silence.
+        with anyio.fail_after(WITHIN):
+            assert await anext(aiter(hers)) == ResourceUpdated(uri=uri)
+            heard.append(anyio.current_time())
         with anyio.move_on_after(1):
             async for news in hers:
                 assert news == ResourceUpdated(uri=uri)
@@ -203,8 +206,8 @@ async def test_who_listens_hears_of_news_of_what_he_sees_and_seldom_enough(doors
             assert await anext(aiter(hers)) == ResourceUpdated(uri=uri)
         with anyio.move_on_after(0.3):
             pytest.fail(f"he was told {await anext(aiter(his))}")
-    assert heard
-    assert all(later - earlier >= 0.19 for earlier, later in pairwise(heard))
+    # However late they are heard: so many cannot have been said since it was agreed to.
+    assert len(heard) <= 1 + (heard[-1] - began) / 0.19
 
 
 def test_the_id_in_a_uri() -> None:

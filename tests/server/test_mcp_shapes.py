@@ -74,7 +74,7 @@ async def test_every_answer_fits_its_schema_at_each_turn_of_a_task(doors: Doors,
         await held("create_task", title="Later", role="asks")
         await held("list_tasks")
 
-        asked = await held("execute_task", title="It asks", role="asks", wait_ms=10_000)
+        asked = await held("execute_task", title="It asks", role="asks", wait_ms=25_000)
         one = {"task_id": asked["task_id"]}
         for detail in (False, True):
             status = await held("get_task_execution_status", **one, detail=detail)
@@ -84,7 +84,7 @@ async def test_every_answer_fits_its_schema_at_each_turn_of_a_task(doors: Doors,
         await held("resume_task_execution", **one)
         await held("answer_task_input", **one, key="question-0", content={"target": "nowhere"}, error="INVALID_INPUT")
         await held("answer_task_input", **one, key="question-0", content={"target": "staging"})
-        await held("answer_task_input", **one, action="decline", wait_ms=10_000)
+        await held("answer_task_input", **one, action="decline", wait_ms=25_000)
         await held("answer_task_input", **one, action="accept", error="CONFLICT")
         await held("answer_task_input", task_id="nothing", action="accept", error="TASK_NOT_FOUND")
         await held("get_task_performance_metrics", **one)
@@ -97,13 +97,13 @@ async def test_every_answer_fits_its_schema_at_each_turn_of_a_task(doors: Doors,
 
         assert not (await held("claim_task"))["claimed"]
         await held("execute_task", title="Review", role="review", inputs={})
-        task = await held("claim_task", wait_ms=5000)
+        task = await held("claim_task", wait_ms=25_000)
         lease = {"session_id": task["session_id"], "lease": task["lease"]}
         await held("report_task_progress", **lease, percentage=10, reports=[{"percentage": -1}])
         assert (await held("report_task_progress", **lease, ask={"key": "ok", "message": "Is it?"}))["parked"]
         await held("report_task_progress", **lease, error="LEASE_LOST")
         await held("answer_task_input", task_id=task["task_id"], action="accept")
-        task = await held("claim_task", wait_ms=5000)
+        task = await held("claim_task", wait_ms=25_000)
         assert task["answers"]["ok"]["action"] == "accept"
         lease = {"session_id": task["session_id"], "lease": task["lease"]}
         for repeated in (False, True):
@@ -123,7 +123,7 @@ async def test_every_answer_fits_its_schema_at_each_turn_of_a_task(doors: Doors,
 async def _held_at_each_turn_of_a_plan(held: Held) -> None:
     plan = {"steps": [{"id": "ask", "role": "asks"}, {"id": "then", "role": "gated", "depends_on": ["ask"]}]}
     await held("execute_plan", plan={"steps": [{"id": "ask", "role": "nobody"}]}, error="INVALID_PLAN")
-    asked = await held("execute_plan", plan=plan, wait_ms=10_000)
+    asked = await held("execute_plan", plan=plan, wait_ms=25_000)
     one = {"task_id": asked["task_id"]}
     for detail in (False, True):
         status = await held("get_task_execution_status", **one, detail=detail)
@@ -148,7 +148,7 @@ async def _held_at_each_turn_of_a_plan(held: Held) -> None:
 async def test_a_status_is_small_also_with_questions_open_and_whole_on_demand(doors: Doors) -> None:
     doors.vespera.roles.add(asks(3, FORM))
     async with doors.client("memory-modern") as client:
-        asked = await call(client, "execute_task", title="Deploy build 7", role="asks", wait_ms=10_000)
+        asked = await call(client, "execute_task", title="Deploy build 7", role="asks", wait_ms=25_000)
         result = await client.call_tool("get_task_execution_status", {"task_id": asked["task_id"]})
         assert len(text_of(result)) / 4 < 300
         status = result.structured_content
@@ -164,7 +164,7 @@ async def test_questions_of_any_size_and_number_leave_an_answer_that_a_model_can
     doors.vespera.roles.add(asks(32, WIDE))
     async with doors.client("memory-modern") as client:
         held = await Held.over(client)
-        answers = [await held("execute_task", title="It asks", role="asks", wait_ms=10_000)]
+        answers = [await held("execute_task", title="It asks", role="asks", wait_ms=25_000)]
         one = {"task_id": answers[0]["task_id"]}
         answers.append(await held("get_task_execution_status", **one, detail=True))
         answers.append(await held("stream_task_execution_events", **one, max_events=500))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import orjson
 import pytest
+from deadlines import WITHIN
 from jsonschema import Draft202012Validator
 from mcp_doors import IN_MEMORY, Doors, Gate, Kind, call, in_loop, opened, refused, text_of
 
@@ -84,7 +85,7 @@ async def test_a_task_goes_from_created_to_its_result(doors: Doors, kind: Kind) 
     async with doors.client(kind) as client:
         made = await call(client, "create_task", title="Count", role="gated", inputs={"steps": 3})
         assert (await call(client, "get_task_execution_status", task_id=made["task_id"]))["executing"] is False
-        handle = await call(client, "execute_task", task_id=made["task_id"], wait_ms=10_000)
+        handle = await call(client, "execute_task", task_id=made["task_id"], wait_ms=25_000)
         assert handle["done"]
         assert handle["status"] == "completed"
         assert handle["run_id"] == handle["session_id"]
@@ -94,6 +95,8 @@ async def test_a_task_goes_from_created_to_its_result(doors: Doors, kind: Kind) 
         assert metrics["total_executions"] == 1
         assert metrics["success_rate"] == 1.0
         assert {"average_duration_seconds", "retry_count", "last_error"} <= metrics.keys()
+        assert metrics["execution"]["success_rate"] == 1.0
+        assert metrics["execution"]["total_cost"] is None
         tasks = await call(client, "list_tasks", text="Count")
         assert [row["task_id"] for row in tasks["tasks"]] == [made["task_id"]]
         roles = {role["name"]: role for role in (await call(client, "list_roles"))["roles"]}
@@ -127,7 +130,7 @@ async def test_a_status_has_the_promised_keys_idle_running_and_ended(doors: Door
             "eta_confidence",
         }
         open_gate(doors)
-        await call(client, "stream_task_execution_events", task_id=made["task_id"], wait_ms=10_000, follow=True)
+        await call(client, "stream_task_execution_events", task_id=made["task_id"], wait_ms=25_000, follow=True)
         ended = await call(client, "get_task_execution_status", task_id=made["task_id"])
         assert (ended["executing"], ended["status"], ended["done"]) == (False, "completed", True)
         assert ended["session"]["session_id"] == handle["session_id"]
@@ -142,7 +145,7 @@ async def test_a_status_stays_small_whatever_the_work_says(doors: Doors) -> None
 
     doors.vespera.roles.add(in_loop(talkative, "talkative"))
     async with doors.client("memory-modern") as client:
-        handle = await call(client, "execute_task", title="t" * 500, role="talkative", wait_ms=10_000)
+        handle = await call(client, "execute_task", title="t" * 500, role="talkative", wait_ms=25_000)
         assert handle["status"] == "failed"
         result = await client.call_tool("get_task_execution_status", {"task_id": handle["task_id"]})
         assert len(text_of(result)) / 4 < 300 + 100  # an error and its code are worth some tokens more
@@ -150,7 +153,7 @@ async def test_a_status_stays_small_whatever_the_work_says(doors: Doors) -> None
         assert len(detailed["title"]) == 500
         assert detailed["recent_events"]
         open_gate(doors)
-        fine = await call(client, "execute_task", title="fine", role="gated", inputs={"steps": 3}, wait_ms=10_000)
+        fine = await call(client, "execute_task", title="fine", role="gated", inputs={"steps": 3}, wait_ms=25_000)
         small = await client.call_tool("get_task_execution_status", {"task_id": fine["task_id"]})
         assert len(text_of(small)) / 4 < 300
 
@@ -158,10 +161,10 @@ async def test_a_status_stays_small_whatever_the_work_says(doors: Doors) -> None
 async def at_the_gate(client: Client, handle: dict[str, Any]) -> int:
     """Returns the cursor behind the last progress report of a gated task with two steps."""
     cursor = handle["cursor"]
-    with anyio.fail_after(10):
+    with anyio.fail_after(WITHIN):
         while True:
             page = await call(
-                client, "stream_task_execution_events", task_id=handle["task_id"], cursor=cursor, wait_ms=5000
+                client, "stream_task_execution_events", task_id=handle["task_id"], cursor=cursor, wait_ms=25_000
             )
             cursor = page["next_cursor"]
             if any(event["message"] == "step 2" for event in page["events"]):
@@ -179,7 +182,7 @@ async def test_an_unknown_task_keeps_the_promised_keys_in_its_error(doors: Doors
         assert cancel["error"] == "Task not found"
         metrics = await refused(client, "get_task_performance_metrics", task_id=UNKNOWN)
         assert metrics["error"] == "Task not found"
-        stream = await refused(client, "stream_task_execution_events", task_id=UNKNOWN, wait_ms=20_000, follow=True)
+        stream = await refused(client, "stream_task_execution_events", task_id=UNKNOWN, wait_ms=25_000, follow=True)
         assert stream["error"] == "Task not found"
         result = await refused(client, "get_task_result", task_id=UNKNOWN)
         execute = await refused(client, "execute_task", task_id=UNKNOWN)
@@ -277,7 +280,7 @@ async def test_answers_and_errors_alike_fit_the_listed_output_schema(doors: Door
     open_gate(doors)
     async with doors.client("memory-modern") as client:
         schemas = {tool.name: tool.output_schema for tool in (await client.list_tools()).tools}
-        handle = await call(client, "execute_task", title="t", role="gated", wait_ms=10_000)
+        handle = await call(client, "execute_task", title="t", role="gated", wait_ms=25_000)
         for plan in PLANS:
             takes_task = "task_id" in plan.takes.model_fields
             for arguments in [{"task_id": handle["task_id"]}, {"task_id": UNKNOWN}, {"nonsense": 1}, {}]:
@@ -295,14 +298,14 @@ async def test_answers_and_errors_alike_fit_the_listed_output_schema(doors: Door
 async def test_inputs_sent_as_the_text_of_their_json_are_meant_as_the_object(doors: Doors) -> None:
     open_gate(doors)
     async with doors.client("memory-modern") as client:
-        handle = await call(client, "execute_task", title="t", role="gated", inputs='{"steps": 2}', wait_ms=10_000)
+        handle = await call(client, "execute_task", title="t", role="gated", inputs='{"steps": 2}', wait_ms=25_000)
         assert (await call(client, "get_task_result", task_id=handle["task_id"]))["result"]["steps"] == 2
 
 
 async def test_a_repeat_with_the_same_key_gives_the_same_ids(doors: Doors) -> None:
     open_gate(doors)
     async with doors.client("memory-modern") as client:
-        given = {"title": "once", "role": "gated", "idempotency_key": "k1", "wait_ms": 5000}
+        given = {"title": "once", "role": "gated", "idempotency_key": "k1", "wait_ms": 25_000}
         first = await call(client, "execute_task", **given)
         second = await call(client, "execute_task", **given)
         assert second["repeated"]
@@ -314,7 +317,7 @@ async def test_the_output_is_read_in_pages_and_by_its_tail(doors: Doors) -> None
     code = "i=0; while [ $i -lt 2000 ]; do echo line-$i; i=$((i+1)); done"
     async with doors.client("memory-modern") as client:
         handle = await call(
-            client, "execute_task", title="talk", role="command", inputs={"argv": ["sh", "-c", code]}, wait_ms=20_000
+            client, "execute_task", title="talk", role="command", inputs={"argv": ["sh", "-c", code]}, wait_ms=25_000
         )
         tail = (await call(client, "get_task_result", task_id=handle["task_id"]))["output"]
         assert tail["text"].endswith("line-1999\n")
@@ -335,7 +338,7 @@ async def test_a_large_result_is_cut_and_says_so(doors: Doors) -> None:
 
     doors.vespera.roles.add(in_loop(large, "large"))
     async with doors.client("memory-modern") as client:
-        handle = await call(client, "execute_task", title="large", role="large", wait_ms=10_000)
+        handle = await call(client, "execute_task", title="large", role="large", wait_ms=25_000)
         assert handle["status"] == "completed"
         result = await call(client, "get_task_result", task_id=handle["task_id"])
         assert result["result_truncated"]
@@ -351,7 +354,7 @@ async def test_a_page_of_events_holds_what_a_model_can_read_and_the_next_goes_on
 
     doors.vespera.roles.add(in_loop(talking, "talking"))
     async with doors.client("memory-modern") as client:
-        handle = await call(client, "execute_task", title="many", role="talking", wait_ms=10_000)
+        handle = await call(client, "execute_task", title="many", role="talking", wait_ms=25_000)
         everything = await doors.vespera.read_events(Caller(), handle["task_id"], max_events=1000)
         read: list[Any] = []
         cursor, sizes, page = 0, list[int](), dict[str, Any]()
@@ -388,8 +391,8 @@ async def test_a_task_made_by_the_program_is_seen_by_the_agent(doors: Doors) -> 
 
 
 def test_a_flood_of_unknown_arguments_is_refused_without_looking_at_each() -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     for count in (90, 100_000):
         with pytest.raises(InvalidInput):
             check(NewTask, {"title": "x", **{f"tittle{number}": number for number in range(count)}})
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 3  # to look at each takes minutes

@@ -9,7 +9,8 @@ import anyio
 import httpx
 import orjson
 import pytest
-from mcp_doors import BEARER, IN_MEMORY, ME, WITHIN, Doors, Kind, call, eventually, in_loop, opened, refused, waiting
+from deadlines import WITHIN
+from mcp_doors import BEARER, IN_MEMORY, ME, Doors, Kind, call, eventually, in_loop, opened, refused, waiting
 
 from roles.definition import Role
 from vespera_exec.app.service import Vespera
@@ -40,7 +41,7 @@ async def started(vespera: Vespera, *argv: str, role: str = "command") -> Handle
     cursor = 0
     with anyio.fail_after(WITHIN):
         while True:
-            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=5000)
+            page = await vespera.read_events(ME, handle.task_id, cursor=cursor, wait_ms=25_000)
             if any(event["status"]["new"] == "running" for event in page.events):
                 return handle
             cursor = page.next_cursor
@@ -152,7 +153,7 @@ async def test_a_cancel_at_a_pause_point_is_raised_there(doors: Doors) -> None:
     assert (await doors.vespera.pause(ME, handle.task_id, wait_ms=0)).pending
     begun.set()
     await waiting(doors.vespera, handle.task_id, "execution_paused")
-    assert (await doors.vespera.cancel(ME, handle.task_id, wait_ms=10_000)).status == "cancelled"
+    assert (await doors.vespera.cancel(ME, handle.task_id, wait_ms=25_000)).status == "cancelled"
     assert seen == ["Cancelled"]
 
 
@@ -164,7 +165,7 @@ async def test_a_callable_in_a_child_process_is_stopped_as_a_whole(doors: Doors,
     doors.vespera.roles.add(role)
     handle = await started(doors.vespera, role="ticking")
     assert (await doors.vespera.pause(ME, handle.task_id)).status == "paused"
-    await doors.vespera.cancel(ME, handle.task_id, wait_ms=10_000)
+    await doors.vespera.cancel(ME, handle.task_id, wait_ms=25_000)
     assert await status(doors.vespera, handle) == "cancelled"
 
 
@@ -229,7 +230,7 @@ async def test_a_run_that_was_left_paused_stays_so_under_the_next_owner_until_it
         assert await status(second, handle) == "paused"
         again = await second.pause(ME, handle.task_id)
         assert (again.success, again.already) == (True, True)
-        other = await second.execute_task(ME, Execute(title="beside", role="resuming", wait_ms=10_000))
+        other = await second.execute_task(ME, Execute(title="beside", role="resuming", wait_ms=25_000))
         assert other.status == "completed", "what is paused so holds no slot"
         assert began.read_text() == ".."
         assert (await second.resume(ME, handle.task_id)).success
@@ -251,7 +252,7 @@ async def test_a_run_that_waits_for_a_slot_to_go_on_can_be_paused_and_cancelled_
         (tmp_path / "go").touch()
         await waiting(second, beside.task_id, "execution_completed")
         assert await status(second, handle) == "paused"
-        assert (await second.cancel(ME, handle.task_id, wait_ms=10_000)).status == "cancelled"
+        assert (await second.cancel(ME, handle.task_id, wait_ms=25_000)).status == "cancelled"
         assert began.read_text() == ".."
 
 
@@ -271,7 +272,7 @@ async def test_rest_answers_with_200_202_or_409_and_on_both_paths(tmp_path: Path
             assert (resumed.status_code, resumed.json()["status"]) == (200, "running")
             pending = await client.post(f"/executions/{gated.session_id}/pause", json={"wait_ms": 0})
             assert (pending.status_code, pending.json()["pending"]) == (202, True)
-            await client.post(f"/tasks/{handle.task_id}/cancel", json={"wait_ms": 10_000})
+            await client.post(f"/tasks/{handle.task_id}/cancel", json={"wait_ms": 25_000})
             for verb in ("pause", "resume"):
                 late = await client.post(f"/tasks/{handle.task_id}/{verb}")
                 assert (late.status_code, late.json()["reason"]) == (409, "it has ended (cancelled)")

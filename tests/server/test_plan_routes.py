@@ -8,6 +8,7 @@ import anyio
 import orjson
 import pytest
 from asking_roles import asks_once
+from deadlines import WITHIN
 from mcp_doors import in_loop
 from token_place import Place, opened
 
@@ -61,7 +62,7 @@ async def fails(context: Any) -> None:
 
 
 async def executed(client: httpx.AsyncClient, plan: dict[str, Any], **more: Any) -> dict[str, Any]:
-    answer = await client.post("/plans", json={"plan": plan, "wait_ms": 10_000, **more})
+    answer = await client.post("/plans", json={"plan": plan, "wait_ms": 25_000, **more})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -74,7 +75,7 @@ async def queued(client: httpx.AsyncClient, plan: dict[str, Any], **more: Any) -
 
 
 async def until(claim: Callable[[], Awaitable[bool]]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(WITHIN):
         while True:
             if await claim():
                 return
@@ -239,7 +240,7 @@ async def test_a_page_of_steps_that_cannot_be_made_is_a_400(place: Place, query:
 
 
 async def test_a_task_without_a_plan_has_no_steps(place: Place) -> None:
-    task = (await place.user.post("/executions", json={"title": "t", "role": "echo", "wait_ms": 9000})).json()
+    task = (await place.user.post("/executions", json={"title": "t", "role": "echo", "wait_ms": 25_000})).json()
     assert_problem(await place.user.get(f"/tasks/{task['task_id']}/steps"), 409, "CONFLICT")
 
 
@@ -355,7 +356,7 @@ async def test_a_plan_that_failed_goes_on_from_its_last_checkpoint(place: Place)
     after_good = next(each for each in listed if each["step"] == "good")
     shown = (await place.user.get(f"/checkpoints/{after_good['checkpoint_id']}")).json()
     dead = (await place.user.get("/dead-letters")).json()
-    restored = await place.user.post(f"/checkpoints/{after_good['checkpoint_id']}/restore", json={"wait_ms": 10_000})
+    restored = await place.user.post(f"/checkpoints/{after_good['checkpoint_id']}/restore", json={"wait_ms": 25_000})
     assert done["status"] == "failed"
     assert shown["completed_steps"] == 1
     assert [each["task_id"] for each in dead["dead_letters"]] == [done["task_id"]]
@@ -382,7 +383,7 @@ async def test_a_checkpoint_is_made_of_what_runs_and_gone_back_to_in_place(place
 async def test_what_failed_for_good_is_tried_again_or_let_go(place: Place) -> None:
     for title in ("one", "two"):
         task = (await place.user.post("/tasks", json={"title": title, "role": "fails", "max_retries": 0})).json()
-        await place.user.post("/executions", json={"task_id": task["task_id"], "wait_ms": 9000})
+        await place.user.post("/executions", json={"task_id": task["task_id"], "wait_ms": 25_000})
     page = (await place.user.get("/dead-letters?limit=1")).json()
     (letter,) = page["dead_letters"]
     again = (await place.user.post("/dead-letters/requeue", json={"task_ids": [letter["task_id"], "nothing"]})).json()

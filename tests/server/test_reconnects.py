@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from asking_roles import write_asking_role
-from daemon_place import WITHIN, Place
+from daemon_place import Place
+from deadlines import WITHIN
 from echo_place import HELLO, eventually
 
 from vespera_exec import paths
@@ -242,7 +243,7 @@ def written(place: Place, task_id: str) -> list[Event]:
 @pytest.mark.promise("reconnect")
 @pytest.mark.parametrize(
     ("pages", "disconnects"),
-    [(60, 30), pytest.param(1100, 500, marks=(pytest.mark.full, pytest.mark.timeout(300)))],
+    [(80, 30), pytest.param(1100, 500, marks=(pytest.mark.full, pytest.mark.timeout(300)))],
     ids=["30", "500"],
 )
 @pytest.mark.parametrize(

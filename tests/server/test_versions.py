@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from daemon_place import Place, call, ends
+from deadlines import WITHIN
 from echo_place import eventually
 
 import vespera_exec
@@ -23,15 +23,16 @@ OLDER = "0.0.9"
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    """Its daemons that are started with `start` are of an older version: the same code, copied, with another number."""
-    ours = Path(vespera_exec.__file__).parent.parent
+    """Its daemons that are started with `start` are of an older version: the same code, but for the number."""
+    ours = Path(vespera_exec.__file__).parent
     older = tmp_path / "older"
-    for package in ("vespera_exec", "roles"):
-        shutil.copytree(ours / package, older / package, ignore=shutil.ignore_patterns("__pycache__"))
-    made = older / "vespera_exec" / "__init__.py"
-    text = made.read_text()
+    (older / "vespera_exec").mkdir(parents=True)
+    for each in (ours.parent / "roles", *ours.iterdir()):
+        if each.name not in ("__init__.py", "__pycache__"):
+            (older / each.relative_to(ours.parent)).symlink_to(each)
+    text = (ours / "__init__.py").read_text()
     assert f'"{__version__}"' in text
-    made.write_text(text.replace(f'"{__version__}"', f'"{OLDER}"'))
+    (older / "vespera_exec" / "__init__.py").write_text(text.replace(f'"{__version__}"', f'"{OLDER}"'))
     with Place(tmp_path) as place:
         place.environ["PYTHONPATH"] = str(older)
         place.start()
@@ -43,7 +44,7 @@ def greeted(place: Place, **preamble: object) -> dict[str, Any]:
     """The daemon's answer to a first line."""
     path, _ = paths.socket_paths(place.data_dir, place.environ)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
-        made.settimeout(10)
+        made.settimeout(WITHIN)
         made.connect(str(path))
         made.sendall(json.dumps(preamble).encode() + b"\n")
         return json.loads(made.makefile("rb").readline())
@@ -57,7 +58,7 @@ def test_an_idle_older_daemon_goes_and_the_bridge_starts_its_own_version(place: 
         assert place.ask("/daemon")["version"] == __version__
         code, said = client.close()
     assert (code, f"was version {OLDER}; it yields" in said) == (0, True)
-    assert older.wait(10) == 0
+    assert older.wait(WITHIN) == 0
 
 
 def test_an_older_daemon_with_work_stays_and_is_named(place: Place) -> None:

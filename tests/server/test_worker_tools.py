@@ -12,8 +12,9 @@ import anyio
 import httpx
 import orjson
 import pytest
-from daemon_place import WITHIN, Place
+from daemon_place import Place
 from daemon_place import call as ask
+from deadlines import WITHIN
 from mcp_doors import BEARER, IN_MEMORY, Kind, call, opened, refused
 
 from vespera_exec.errors import InvalidInput
@@ -109,7 +110,7 @@ async def test_an_agent_claims_reports_and_completes(kind: Kind, tmp_path: Path)
     async with opened(tmp_path, http=True, toolsets="core,worker") as doors, doors.client(kind) as client:
         assert not (await call(client, "claim_task", roles=["review"], wait_ms=10))["claimed"]
         handle = await call(client, "execute_task", title="Look", role="review", inputs={"file": "b.py"})
-        task = await call(client, "claim_task", worker="agent", wait_ms=5000)
+        task = await call(client, "claim_task", worker="agent", wait_ms=25_000)
         assert (task["claimed"], task["task_id"], task["inputs"]) == (True, handle["task_id"], {"file": "b.py"})
         held = {"session_id": task["session_id"], "lease": task["lease"]}
         said = await call(client, "report_task_progress", **held, percentage=50, message="half", checkpoint={"at": 1})
@@ -131,7 +132,7 @@ async def test_the_same_over_rest(tmp_path: Path) -> None:
         httpx.AsyncClient(base_url=doors.url or "", headers=BEARER, timeout=WITHIN) as http,
     ):
         started = (await http.post("/executions", json={"title": "Look", "role": "review"})).json()
-        task = (await http.post("/worker/claim", json={"wait_ms": 5000})).json()
+        task = (await http.post("/worker/claim", json={"wait_ms": 25_000})).json()
         assert task["session_id"] == started["session_id"]
         held = {"session_id": task["session_id"], "lease": task["lease"]}
         said = await http.post("/worker/report", json={**held, "done": 1, "total": 2, "unit": "files"})
@@ -150,11 +151,11 @@ async def test_a_client_that_went_away_takes_no_task_with_it(tmp_path: Path) -> 
         httpx.AsyncClient(base_url=doors.url or "", headers=BEARER, timeout=WITHIN) as http,
     ):
         async with anyio.create_task_group() as group:
-            group.start_soon(post, doors.url, "/worker/claim", {"wait_ms": 20_000})
+            group.start_soon(post, doors.url, "/worker/claim", {"wait_ms": 25_000})
             while not doors.vespera.workers.waiting:
                 await http.get("/healthz")
             group.cancel_scope.cancel()
-        with anyio.fail_after(WITHIN / 2):
+        with anyio.fail_after(20):  # less than it would have waited
             while doors.vespera.workers.waiting:
                 await http.get("/healthz")
 

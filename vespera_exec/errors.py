@@ -39,6 +39,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -320,18 +321,21 @@ def failure_code_of(error: BaseException) -> str:
 
 
 def network_code(error: BaseException) -> str | None:
-    """The code of a fault of the network that a built-in exception stands for; None where it is another."""
-    from socket import gaierror  # few processes need it, and every one of ours imports this module
-
+    """The code of a fault of the network that a built-in exception stands for, or each one of a group; None where it
+    is another."""
+    if isinstance(error, BaseExceptionGroup):
+        codes = {network_code(each) for each in cast("BaseExceptionGroup[BaseException]", error).exceptions}
+        return codes.pop() if len(codes) == 1 else None
     if isinstance(error, _REFUSING):
         return "CONNECTION_REFUSED"
-    if isinstance(error, TimeoutError | gaierror):
+    socket = sys.modules.get("socket")  # not imported for this: work that has no file left can be told of too
+    if isinstance(error, TimeoutError) or (socket is not None and isinstance(error, socket.gaierror)):
         return "NETWORK_TIMEOUT"
     return "NETWORK_TIMEOUT" if isinstance(error, OSError) and error.errno in _UNREACHABLE else None
 
 
 def failure_context_of(error: BaseException) -> dict[str, Any]:
-    """What is kept with a failure beside its code: its own context, or its class, where its code is another name."""
-    if isinstance(context := getattr(error, "context", None), dict):
-        return dict(cast("dict[str, Any]", context))
-    return {"type": type(error).__name__} if network_code(error) is not None else {}
+    """What is kept with a failure beside its code: its own context, and its class, where its code is another name."""
+    own = getattr(error, "context", None)
+    context = dict(cast("dict[str, Any]", own)) if isinstance(own, dict) else {}
+    return {"type": type(error).__name__, **context} if network_code(error) is not None else context

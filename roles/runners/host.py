@@ -167,29 +167,30 @@ def _outcome(value: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    from vespera_exec.errors import failure_code_of
-
+    code, context = _called(error)
     message = f"exit with {error.code}" if isinstance(error, SystemExit) else str(error) or type(error).__name__
     lines = traceback.format_exception(type(error), error, _own_frames_left_out(error))
     text = "".join(lines)
     return {
-        "code": failure_code_of(error),
+        "code": code,
         "message": message[:4096],
         "traceback": text[-TRACEBACK_CHARACTERS:],
         "recoverable": getattr(error, "recoverable", True) is not False,
-        **_context(error),
+        **({"context": context} if context else {}),
     }
 
 
-def _context(error: BaseException) -> dict[str, Any]:
-    """What is kept with the failure, where that is JSON."""
-    from vespera_exec.errors import failure_context_of
-
+def _called(error: BaseException) -> tuple[str, dict[str, Any]]:
+    """Its code, and what is kept with it, where that is JSON."""
     try:
-        context = json.loads(json.dumps(failure_context_of(error)))
+        from vespera_exec.errors import failure_code_of, failure_context_of
+    except (ImportError, OSError):  # no file can be opened any more, for one, which is what it tells of
+        return str(getattr(error, "failure_code", None) or type(error).__name__), {}
+    code = failure_code_of(error)
+    try:
+        return code, json.loads(json.dumps(failure_context_of(error)))
     except (TypeError, ValueError, RecursionError):
-        return {}
-    return {"context": context} if context else {}
+        return code, {}
 
 
 def _own_frames_left_out(error: BaseException) -> Any:

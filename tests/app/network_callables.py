@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from roles.definition import TaskLike
+
+
+held: list[int] = []
 
 
 class Hung(ConnectionResetError):
@@ -14,3 +18,8 @@ class Hung(ConnectionResetError):
 
 def elsewhere(task: TaskLike) -> None:
     raise Hung("the other side is gone")
+
+
+def leaking(task: TaskLike) -> None:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))

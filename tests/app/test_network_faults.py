@@ -6,10 +6,10 @@ import errno
 import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
-from network_callables import Hung, elsewhere
+from network_callables import Hung, elsewhere, leaking
 from planning import ME, ended, started
 
 from roles.definition import RetryPolicy, Role
@@ -34,8 +34,15 @@ FAULTS: list[tuple[BaseException, str]] = [
     (OSError(errno.ENETUNREACH, "no way"), "NETWORK_TIMEOUT"),
     (OSError(errno.EHOSTUNREACH, "no way"), "NETWORK_TIMEOUT"),
     (socket.gaierror(socket.EAI_NONAME, "no such name"), "NETWORK_TIMEOUT"),
+    (ExceptionGroup("of one", [ExceptionGroup("of one", [ConnectionResetError("gone")])]), "CONNECTION_REFUSED"),
 ]
-OTHERS = [OSError(errno.ENOENT, "no file"), BrokenPipeError("a pipe"), ValueError("a value"), PermissionError("no")]
+OTHERS = [
+    OSError(errno.ENOENT, "no file"),
+    BrokenPipeError("a pipe"),
+    ValueError("a value"),
+    PermissionError("no"),
+    ExceptionGroup("of two", [ConnectionResetError("gone"), ValueError("a value")]),
+]
 
 
 @pytest.mark.parametrize(("fault", "code"), FAULTS, ids=[repr(fault) for fault, _ in FAULTS])
@@ -51,6 +58,16 @@ def test_any_other_fault_is_called_by_its_class(fault: BaseException) -> None:
 
 def test_what_says_its_code_itself_is_believed() -> None:
     assert failure_code_of(ExecutionError("x", code="MINE")) == "MINE"
+
+
+class Explained(Hung):
+    """One of the network that has a context of its own."""
+
+    context: ClassVar[dict[str, str]] = {"host": "there"}
+
+
+def test_the_class_is_kept_beside_a_context_of_its_own() -> None:
+    assert failure_context_of(Explained("gone")) == {"type": "Explained", "host": "there"}
 
 
 calls: list[str] = []
@@ -83,3 +100,10 @@ async def test_the_class_stays_with_the_error_and_retry_rules_may_name_it(openin
         error = result.error or {}
         assert (error["code"], error["context"]) == ("CONNECTION_REFUSED", {"type": "Hung"})
         assert result.session_id != result.run_id  # of the second attempt
+
+
+async def test_work_that_can_open_no_file_any_more_is_still_called_by_its_fault(opening: Opening) -> None:
+    async with opening(roles=[Role.from_callable(leaking)]) as vespera:
+        handle = await vespera.execute_task(ME, Execute(title="T", role="leaking"))
+        error = (await ended(vespera, handle)).error or {}
+        assert (error["code"], "Too many open files" in error["message"]) == ("OSError", True)

@@ -19,7 +19,10 @@ Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
 
 LOST = "DELETE FROM requests WHERE id = (SELECT id FROM streams WHERE name = ?)"
 GARBLED = "UPDATE requests SET body = x'00' WHERE id = (SELECT id FROM streams WHERE name = ?)"
+NO_STEPS = "DELETE FROM steps WHERE execution = (SELECT id FROM streams WHERE name = ?)"
+CUT_STEPS = "UPDATE steps SET doc = '{' WHERE execution = (SELECT id FROM streams WHERE name = ?)"
 EMPTIED = "UPDATE requests SET body = x'7b7d' WHERE id = (SELECT id FROM streams WHERE name = ?)"
+STUBBORN = ["sh", "-c", "trap '' INT TERM; while :; do sleep 1; done"]
 
 
 def spoil(place: Path, how: str, run_id: str) -> None:
@@ -64,3 +67,23 @@ async def test_a_paused_plan_that_cannot_be_read_ends_too(opening: Opening, tmp_
     async with opening() as vespera:
         assert (await ended(vespera, handle)).status == "failed"
         assert await standing(vespera, handle) == {"a": "cancelled", "b": "cancelled"}
+
+
+@pytest.mark.parametrize("cancelling", [False, True], ids=["running", "cancelling"])
+@pytest.mark.parametrize("how", [NO_STEPS, CUT_STEPS], ids=["none", "cut"])
+async def test_a_plan_of_which_not_even_the_steps_can_be_read_keeps_nobody_out(
+    opening: Opening, tmp_path: Path, how: str, cancelling: bool
+) -> None:
+    async with opening() as first:
+        handle = await started(first, sleeping("a") | {"inputs": {"argv": STUBBORN}})
+        await heard(first, handle, "step_started", "a")
+        (step,) = (await first.list_steps(ME, handle.task_id)).steps
+        if cancelling:
+            await first.cancel(ME, handle.task_id)
+    spoil(tmp_path, LOST, handle.run_id)
+    spoil(tmp_path, how, handle.session_id)
+    async with opening() as vespera:
+        result = await ended(vespera, handle)
+        expected = ("cancelled", "CANCELLED") if cancelling else ("failed", "INTERRUPTED")
+        assert (result.status, (result.error or {})["code"]) == expected
+        assert (await vespera.get_status(ME, step.task_id or "")).status == "cancelled"

@@ -6,9 +6,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ from vespera_exec.settings import Settings
 from vespera_exec.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
 S = ExecutionStatus
@@ -230,12 +232,30 @@ async def test_a_guardian_that_is_stopped_holds_no_end_up(execution_id: str, reg
     assert not lives(process.guardian_pid, None)
 
 
+@contextmanager
+def ticking() -> Generator[list[None]]:
+    """Grows by one every 5 ms, by a thread that waits for nobody."""
+    ticks, over = list[None](), threading.Event()
+
+    def tick() -> None:
+        while not over.wait(0.005):
+            ticks.append(None)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        yield ticks
+    finally:
+        over.set()
+        thread.join()
+
+
 async def test_twenty_trees_are_cancelled_at_once_and_the_loop_goes_on(tmp_path: Path) -> None:
     # Other tests sweep by the id at the same time: each tree has one that is nobody else's.
     launchers = [ProcessLauncher(execution_id=str(uuid.uuid4())) for _ in range(20)]
     registers = [Register(tmp_path / f"register-{number}") for number in range(20)]
     rungs: list[str | None] = []
-    held = 0.0
+    held = 0
 
     async def cancel(launcher: ProcessLauncher) -> None:
         rungs.append(await launcher.cancel(0.3))
@@ -249,17 +269,18 @@ async def test_twenty_trees_are_cancelled_at_once_and_the_loop_goes_on(tmp_path:
         async with anyio.create_task_group() as group:
             for launcher in launchers:
                 group.start_soon(cancel, launcher)
-            while len(rungs) < len(launchers):
-                before = time.thread_time()
-                await anyio.sleep(0.005)
-                held = max(held, time.thread_time() - before)  # what the loop did itself meanwhile
+            with ticking() as ticks:
+                while len(rungs) < len(launchers):
+                    before = len(ticks)
+                    await anyio.sleep(0.005)
+                    held = max(held, len(ticks) - before)
         took = time.monotonic() - began
     # Beside other work some shim is too slow to be waited for, and the sweep ends its tree.
     assert set(rungs) <= {"sigkill", "sweep"}
     for launcher, register, his in zip(launchers, registers, known, strict=True):
         assert register.left(his, launcher.execution_id) == set()
     assert took <= CANCEL_SECONDS
-    assert held <= 1
+    assert held <= 200  # a second of a thread that has the same machine
 
 
 @pytest.mark.parametrize("victim", ["shim", "guardian"])

@@ -117,6 +117,21 @@ def test_who_waits_too_long_leaves_and_its_log_says_so() -> None:
     assert waiting.admitted(9) == []
 
 
+def test_a_claim_that_could_not_be_recorded_gives_nobody_more_time_to_wait() -> None:
+    time = Time()
+    waiting, job = waiting_at(time), job_of(time, place="worker", limit=10.0)
+    waiting.put(job)
+
+    def refused(job: Job) -> None:
+        raise StoreUnavailable("no room")
+
+    time.seconds = 6.0
+    with pytest.raises(StoreUnavailable):
+        waiting.claim(["test"], refused, started)
+    time.seconds = 10.0
+    assert waiting.departed() == [job]
+
+
 def test_a_claim_that_could_not_be_recorded_takes_nobody_out_of_the_line() -> None:
     time = Time()
     waiting, job = waiting_at(time), job_of(time, place="worker", capacity=GPU)

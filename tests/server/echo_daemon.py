@@ -13,6 +13,7 @@ import json
 import os
 import select
 import socketserver
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class Door(socketserver.StreamRequestHandler):
         if message["method"] == "initialize" and crash_once.exists():
             crash_once.unlink()
             os._exit(9)
+        while message["method"] in ("initialize", "first") and (data_dir / "busy").exists():
+            time.sleep(0.01)
         match message["method"]:
             case "hang":
                 return

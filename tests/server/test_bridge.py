@@ -8,11 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from deadlines import WITHIN
-from echo_place import BRIDGE, HELLO, Place, eventually
+from echo_place import BRIDGE, HELLO, Client, Place, eventually
 
 from vespera_exec import __version__, paths
 from vespera_exec.server import bridge
@@ -20,8 +21,6 @@ from vespera_exec.server import bridge
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from echo_place import Client
 
 RESTARTED = {"error_code": "DAEMON_RESTARTED", "retriable": True}
 
@@ -97,6 +96,23 @@ def test_after_a_crash_the_session_goes_on_with_its_handshake_and_without_repeat
         after = client.call("look")
         assert after["pid"] != before["pid"]
         assert after["seen"] == ["initialize", "notifications/initialized", "look"]
+
+
+def test_a_daemon_may_take_longer_for_the_repeated_handshake_than_for_its_greeting(place: Place) -> None:
+    hasty = BRIDGE.replace("bridge.main", "setattr(bridge, '_GREETING_SECONDS', 0.5) or bridge.main")
+    with Client([sys.executable, "-P", "-c", hasty, *place.command], place.environ) as client:
+        client.send(HELLO)
+        assert client.read()["id"] == 0
+        busy = place.data_dir / "busy"
+        busy.touch()
+        client.request("crash")
+        assert client.read()["error"]["data"] == RESTARTED
+        number = client.request("look")
+        assert eventually(lambda: len(place.starts()) == 2)
+        assert not eventually(lambda: False, within=0.8)
+        busy.unlink()
+        answer = client.read()
+        assert (answer["id"], answer["result"]["seen"]) == (number, ["initialize", "look"])
 
 
 def test_a_session_without_handshake_just_goes_on(place: Place) -> None:
@@ -238,11 +254,26 @@ def test_piped_requests_are_answered_before_the_bridge_ends(place: Place) -> Non
     assert done.returncode == 0
 
 
+def test_piped_requests_are_answered_also_by_a_daemon_that_needs_time_for_the_first(place: Place) -> None:
+    place.data_dir.mkdir()
+    (place.data_dir / "busy").touch()
+    with place.bridge() as client:
+        client.request("first")
+        client.request("slow")
+        client.end_input()
+        assert not eventually(lambda: client.process.poll() is not None, within=2.0)
+        (place.data_dir / "busy").unlink()
+        assert [client.read()["id"], client.read()["id"]] == [1, 2]
+        assert client.process.wait(timeout=WITHIN) == 0
+
+
 def test_the_end_of_input_ends_the_bridge_before_a_client_would_kill_it(place: Place) -> None:
     with place.bridge() as client:
         client.call("look")
         client.request("hang")
+        began = time.monotonic()
         assert client.close() == (0, "")
+        assert time.monotonic() - began < 10
     assert bridge._DRAIN_SECONDS < 2  # pyright: ignore[reportPrivateUsage]  # after which clients kill
 
 

@@ -17,6 +17,7 @@ from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.shared.exceptions import MCPError
 from mcp_doors import IN_MEMORY, KINDS, ME, Doors, Kind, call, eventually, in_loop, opened, refused, waiting
 from mcp_types import ElicitResult, InputRequiredResult
+from mcp_types.version import LATEST_MODERN_VERSION
 
 from vespera_exec.app.views import Execute, InputAnswer
 from vespera_exec.server.mcp import watching
@@ -301,7 +302,9 @@ async def test_while_the_user_thinks_the_client_hears_that_the_call_is_alive(doo
 
     await asking_already(doors)
     async with doors.client("memory-legacy", elicitation_callback=User({"Where to?": decide})) as client:
-        result = await client.call_tool("execute_task", ASKED_ALREADY | {"wait_ms": 500}, progress_callback=on_progress)
+        result = await client.call_tool(
+            "execute_task", ASKED_ALREADY | {"wait_ms": 25_000}, progress_callback=on_progress
+        )
     assert result.structured_content is not None
     assert result.structured_content["status"] == "completed"
     values = [progress for progress, _ in heard]
@@ -345,7 +348,8 @@ async def over_http(place: Place, user: User) -> AsyncGenerator[Client]:
     bearer = {"Authorization": f"Bearer {(place.data_dir / 'token').read_text().strip()}"}
     async with create_mcp_http_client(headers=bearer) as http:
         transport = streamable_http_client(f"{url}/mcp", http_client=http)
-        async with Client(transport, elicitation_callback=user) as client:
+        # Without asking for it first: a daemon that begins at a load of ten takes longer than clients wait for that.
+        async with Client(transport, mode=LATEST_MODERN_VERSION, elicitation_callback=user) as client:
             yield client
 
 

@@ -9,7 +9,6 @@ import sqlite3
 import stat
 import threading
 from contextlib import asynccontextmanager, closing
-from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -82,7 +81,9 @@ async def test_a_backup_under_load_has_all_that_was_acknowledged_before(data_dir
         assert await store.journal.sync() == report.head + 1
 
 
-async def test_a_write_is_acknowledged_while_a_backup_stands_in_its_middle(data_dir: Path, tmp_path: Path) -> None:
+async def test_a_write_is_acknowledged_while_a_backup_stands_in_its_middle(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database = await fill(data_dir, tasks=20)
     reached, go_on = threading.Event(), threading.Event()
 
@@ -90,9 +91,10 @@ async def test_a_write_is_acknowledged_while_a_backup_stands_in_its_middle(data_
         reached.set()
         assert go_on.wait(WITHIN)
 
+    monkeypatch.setattr("vespera_exec.store.store.check_cancelled", stand)
     async with opened(data_dir) as store, anyio.create_task_group() as group:
         head = store.journal.head
-        group.start_soon(anyio.to_thread.run_sync, partial(back_up, database, tmp_path / "backup.db", ask=stand))
+        group.start_soon(store.backup, tmp_path / "backup.db")
         assert await anyio.to_thread.run_sync(reached.wait, WITHIN)
         Task(title="meanwhile", sink=store.journal)
         with anyio.fail_after(WITHIN):

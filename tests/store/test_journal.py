@@ -147,6 +147,39 @@ async def test_what_comes_soon_after_a_commit_waits_for_company_and_nothing_else
         assert journal.statistics().groups == 2
 
 
+async def test_whoever_syncs_in_the_same_turn_of_the_loop_joins_the_commit(path: Path) -> None:
+    before = sys.getswitchinterval()
+    async with Journal.open(path, linger_ms=60_000) as journal:
+        Task(sink=journal)
+        await until(lambda: journal.head == 1)
+
+        async def make(number: int) -> None:
+            Task(title=str(number), sink=journal)
+            await journal.sync()
+
+        sys.setswitchinterval(1e-5)  # the writer may begin at any moment of the turn
+        try:
+            async with anyio.create_task_group() as group:
+                for number in range(50):
+                    group.start_soon(make, number)
+        finally:
+            sys.setswitchinterval(before)
+        assert (journal.statistics().groups, journal.statistics().largest_group) == (2, 50)
+
+
+async def test_what_publishing_fails_at_is_told_and_nobody_waits_for_ever(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def publish(_: Sequence[StoredEvent]) -> None:
+        raise RuntimeError("broken on purpose")
+
+    async with Journal.open(path, publish=publish) as journal:
+        Task(title="not heard", sink=journal)
+        with anyio.fail_after(WITHIN):
+            assert await journal.sync() == 1
+    assert "broken on purpose" in caplog.text
+
+
 async def test_events_are_published_before_the_sync_that_covers_them_returns(path: Path) -> None:
     published: list[StoredEvent] = []
 

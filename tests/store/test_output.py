@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import anyio
@@ -53,6 +54,35 @@ def test_both_streams_are_kept_in_order_and_can_be_told_apart(data_dir: Path) ->
     assert text(data_dir) == "one\noh\ntwo\n"
     assert text(data_dir, "stdout") == "one\ntwo\n"
     assert text(data_dir, "stderr") == "oh\n"
+
+
+class Gap(threading.Event):
+    """Says that nobody closes, and hands that on only when somebody has closed, and woken the thread, meanwhile."""
+
+    def __init__(self, wake: threading.Event) -> None:
+        super().__init__()
+        self._wake = wake
+        self.reached = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if super().wait(timeout):
+            return True
+        self._wake.clear()
+        self.reached.set()
+        assert self._wake.wait(WITHIN)
+        return False
+
+
+async def test_closing_ends_the_thread_also_where_it_has_just_looked_whether_to_end(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with anyio.fail_after(WITHIN):
+        async with OutputFiles.open(data_dir, limit_bytes=LIMIT) as files:
+            gap = Gap(files._wake)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            monkeypatch.setattr(files, "_closing", gap)
+            files.create("run").write("stdout", b"its end")
+            assert await anyio.to_thread.run_sync(gap.reached.wait, WITHIN)
+    assert text(data_dir) == "its end"
 
 
 def test_nothing_written_reads_as_nothing(data_dir: Path) -> None:

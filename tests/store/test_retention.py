@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import pytest
@@ -48,21 +48,33 @@ async def opened(data_dir: Path) -> AsyncGenerator[Store]:
         yield store
 
 
-def counted_jobs(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+class Done(NamedTuple):
+    """What one job of the writer did."""
+
+    rows: int
+    pages: int
+
+
+def jobs_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[Done]:
     """Grows by one with each job that the writer has done."""
-    done: list[object] = []
+    done: list[Done] = []
     perform = store.journal.perform
 
     def counted(job: Callable[[sqlite3.Connection], Any]) -> Awaitable[Any]:
         def run(db: sqlite3.Connection) -> Any:
+            rows, pages = db.total_changes, pages_of(db)
             result = job(db)
-            done.append(job)
+            done.append(Done(db.total_changes - rows, pages - pages_of(db)))
             return result
 
         return perform(run)
 
     monkeypatch.setattr(store.journal, "perform", counted)
     return done
+
+
+def pages_of(db: sqlite3.Connection) -> int:
+    return db.execute("PRAGMA page_count").fetchone()[0]
 
 
 def counts(data_dir: Path) -> dict[str, int]:
@@ -253,11 +265,13 @@ async def test_the_pages_that_became_free_go_back_many_at_a_time(
             executed(store, Task(title=str(number), clock=LONG_AGO, sink=store.journal))
         executed(store, Task(title="new", clock=LATELY, sink=store.journal))
         await store.journal.sync()
-        jobs = counted_jobs(store, monkeypatch)
+        jobs = jobs_of(store, monkeypatch)
         report = await store.remove_ended(before=BEFORE)
-        # Each transaction is followed by 10 ms in which others have their turn.
+        # Each transaction is followed by 10 ms in which others have their turn; in it all others wait.
         assert report.pages > 100
         assert len(jobs) < report.pages
+        assert max(each.pages for each in jobs) <= 64
+        assert max(each.rows for each in jobs) < 700  # of 32 tasks
 
 
 async def test_acknowledgements_do_not_wait_for_the_removal_and_the_file_shrinks(
@@ -276,7 +290,7 @@ async def test_acknowledgements_do_not_wait_for_the_removal_and_the_file_shrinks
     report = RetentionReport()
     async with opened(data_dir) as store:
         session = Task(title="busy", sink=store.journal).start_execution("role")
-        jobs = counted_jobs(store, monkeypatch)
+        jobs = jobs_of(store, monkeypatch)
 
         async def write_on() -> None:
             while True:
@@ -296,6 +310,7 @@ async def test_acknowledgements_do_not_wait_for_the_removal_and_the_file_shrinks
         assert db.execute("PRAGMA freelist_count").fetchone() == (0,)
     assert len(waited) > 20
     assert max(waited) <= 2  # transactions of the removal between a write and its acknowledgement
+    assert max(each.rows for each in jobs) < 2000
     assert path.stat().st_size < full - report.pages * 2048
 
 

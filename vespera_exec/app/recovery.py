@@ -10,7 +10,7 @@ import orjson
 
 from roles.execution import APPROVAL
 from vespera_exec.app.plans.step_limits import adapted
-from vespera_exec.errors import ExecutionError, InvalidInput, InvalidTransitionError, RoleNotFound
+from vespera_exec.errors import ExecutionError, InvalidInput, InvalidTransitionError, RoleNotFound, StoreError
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus
 from vespera_exec.model.plans.as_json import plan_from_dict
 from vespera_exec.model.plans.plan import PLAN_ROLE
@@ -44,10 +44,13 @@ _UNREADABLE = "what was asked for cannot be read any more"
 
 @dataclass(frozen=True, slots=True)
 class _PlanLeft:
-    """A plan that a dead owner left, and what was kept of its request; `refused`: why it does not go on."""
+    """A plan that a dead owner left, and what was kept of its request; `refused`: why it does not go on.
+
+    `plan` None: not even its steps can be read.
+    """
 
     asked: dict[str, Json]
-    plan: ExecutionPlan
+    plan: ExecutionPlan | None
     refused: str | None
 
 
@@ -163,7 +166,10 @@ class Recovery:
         if plan is None:
             nobody = Caller(principal=left.task.principal, scopes=frozenset())
             asked = self._starter.asked(nobody, timeout_seconds=None)
-            plan = await self._plans.remains(left.lifecycle.execution_id)
+            try:
+                plan = await self._plans.remains(left.lifecycle.execution_id)
+            except StoreError:
+                _log.exception("The steps of plan %s cannot be read either", left.lifecycle.execution_id)
         return _PlanLeft(asked, plan, refused)
 
     def _plan(self, task: Task, session: ExecutionSession, left: Unfinished, found: _PlanLeft) -> Job | None:
@@ -172,10 +178,13 @@ class Recovery:
             session.request_cancellation("Asked for while the disk was full")
             if session.lifecycle.status.is_terminal:
                 return None
-        refused = None
-        if found.refused is not None:
-            said = f"The plan cannot go on: {found.refused}"
-            refused = ExecutionError(said, code="INTERRUPTED", context={"owner": left.lifecycle.owner})
+        if found.refused is None:
+            return self._plans.job(task, session, found.asked, plan=found.plan)
+        said = f"The plan cannot go on: {found.refused}"
+        refused = ExecutionError(said, code="INTERRUPTED", context={"owner": left.lifecycle.owner})
+        if found.plan is None:
+            session.fail(refused)
+            return None
         return self._plans.job(task, session, found.asked, plan=found.plan, refused=refused)
 
     def _continued(self, task: Task, session: ExecutionSession, left: Unfinished) -> Job | None:
@@ -192,7 +201,7 @@ class Recovery:
         began = life.status is not S.PENDING and not life.is_parked
         died = f"The server that ran it ({life.owner}) ended in the middle" if began else ""
         try:
-            role, asked = self._may_go_on(life, left.request)
+            role, job = self._as_asked(task, session, left)
             # What is done elsewhere went on without us: its worker has it still.
             if began and not (role.runner == "external" and life.lease is not None):
                 session.end_lease("Its role is no longer done by workers")
@@ -202,7 +211,23 @@ class Recovery:
             session.end_lease(said)  # or its worker would hear that what it concluded was taken
             session.fail(ExecutionError(said, code="INTERRUPTED", context={"owner": life.owner}))
             return None
-        return self._starter.job(task, session, role, asked)
+        return job
+
+    def _as_asked(self, task: Task, session: ExecutionSession, left: Unfinished) -> tuple[Role, Job]:
+        """The role it goes on with, and its job.
+
+        Raises:
+            _Refused: why it does not.
+        """
+        try:
+            role, asked = self._may_go_on(left.lifecycle, left.request)
+            return role, self._starter.job(task, session, role, asked)
+        except _Refused:
+            raise
+        # The boundary to what has been kept, as in `_read`: one request that cannot be read keeps nobody else out.
+        except Exception:  # noqa: BLE001
+            _log.exception("The request of execution %s cannot be read", left.lifecycle.execution_id)
+            raise _Refused(_UNREADABLE) from None
 
     def _may_go_on(self, life: Lifecycle, request: bytes | None) -> tuple[Role, dict[str, Json]]:
         """The role it goes on with, and what was asked for.

@@ -183,7 +183,7 @@ class Waiting:
             except BaseException:  # nothing of it was decided: the next worker may have it
                 self.grants.forget(job)
                 self.grants.give_back(job)
-                self._line_up(job)
+                self._line_up(job, again=True)
                 raise
             self._deadlines.discard(job.key)
             del self._jobs[job.key]
@@ -221,14 +221,15 @@ class Waiting:
 
     # the lines
 
-    def _line_up(self, job: Job) -> None:
+    def _line_up(self, job: Job, *, again: bool = False) -> None:
+        """`again`: as if it had never left, so that it may wait no longer than it might."""
         if job.group is not None and job.group in self._held:
             return
         life, now = job.session.lifecycle, self._clock.monotonic()
         not_before = None
         if life.not_before is not None:
             not_before = now + (life.not_before - self._clock.now()).total_seconds()
-        if job.policy.wait_timeout_seconds:
+        if job.policy.wait_timeout_seconds and not again:
             latest = max(now, not_before or now) + job.policy.wait_timeout_seconds
             self._deadlines.put(job.key, job, priority=0, not_before=latest)
         # What has begun goes before what has not.

@@ -41,9 +41,11 @@ _HIGH_WATER_BYTES = 1024 * 1024  # a side that does not read stops the other sid
 _LINE_LIMIT_BYTES = 64 * 1024 * 1024  # the daemon's own limit is far below; this one bounds our memory
 _CHUNK_BYTES = 512  # POSIX: what a pipe that polls writable takes without blocking
 
-_HANDSHAKE_SECONDS = 10.0
+_GREETING_SECONDS = 10.0
+_REPLAY_SECONDS = 30.0  # a daemon that has just started imports the MCP SDK before it answers
 _ANSWER_SECONDS = 1.0  # after the end of input, for answers on their way: `printf ... | vespera-exec` works
 _DRAIN_SECONDS = 1.5  # in all; clients kill after 2
+_FIRST_ANSWER_SECONDS = 20.0  # both, for a daemon that has answered nothing yet: it may still import the MCP SDK
 _RETRY_SECONDS = (0.5, 5.0)  # after a daemon that could not be had: at first, and at most
 _ATTEMPTS = 4  # to connect: a daemon may be in its last moments, or yield to us
 
@@ -97,7 +99,8 @@ class _Bridge:
         self._initialize: tuple[int | str, bytes] | None = None
         self._initialized: bytes | None = None
         self._unanswered_handshake = False  # a daemon died over `initialize`
-        self._ended_at: float | None = None  # of the client's input
+        self._heard = False  # something from this daemon
+        self._ended_at: float | None = None  # of the client's input, or the first answer after that
         self._half_closed = False
         self._write, self._out = _open_output(1)
         self._poll = select.poll()
@@ -144,18 +147,21 @@ class _Bridge:
     def _finished(self) -> bool:
         if self._ended_at is None:
             return False
-        return self._daemon is None or time.monotonic() >= self._ended_at + _DRAIN_SECONDS
+        return self._daemon is None or time.monotonic() >= self._ended_at + self._patience(_DRAIN_SECONDS)
 
     def _half_close(self) -> None:
         assert self._ended_at is not None
         if self._half_closed or self._daemon is None or self._to_daemon:
             return
-        if not self._waiting or time.monotonic() >= self._ended_at + _ANSWER_SECONDS:
+        if not self._waiting or time.monotonic() >= self._ended_at + self._patience(_ANSWER_SECONDS):
             self._half_closed = True
             try:
                 self._daemon.shutdown(socket.SHUT_WR)
             except OSError:
                 self._lose()
+
+    def _patience(self, seconds: float) -> float:
+        return _FIRST_ANSWER_SECONDS if self._waiting and not self._heard else seconds
 
     def _watch(self, descriptor: int, mask: int, wanted: bool) -> None:
         # Unregistered rather than masked to 0: a hang-up is reported for any mask and would spin the loop.
@@ -283,6 +289,10 @@ class _Bridge:
         if not chunk:
             self._lose()
             return
+        if not self._heard:
+            self._heard = True
+            if self._ended_at is not None:
+                self._ended_at = time.monotonic()  # the other answers come only now
         self._take_answers(chunk)
         self._write_client()
 
@@ -373,7 +383,7 @@ class _Bridge:
         """A connection that has been greeted, and shaken hands with if this session ever did."""
         daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            daemon.settimeout(_HANDSHAKE_SECONDS)
+            daemon.settimeout(_GREETING_SECONDS)
             daemon.connect(os.fspath(self._socket_path or ""))
             daemon.sendall(preamble(str(self._cwd), self._environ, client="bridge"))
             rest = bytearray()
@@ -382,7 +392,8 @@ class _Bridge:
                 say(f"the daemon was version {answer.get('daemon')}; it yields to this one, {__version__}")
                 read_line(daemon, rest)  # raises at the end of the connection, when its sockets are withdrawn
             check_answer(answer)
-            if self._initialize is not None:
+            self._heard = self._initialize is not None
+            if self._heard:
                 self._replay_handshake(daemon, rest)
             self._from_daemon = bytearray()
             self._take_answers(bytes(rest))
@@ -395,6 +406,7 @@ class _Bridge:
     def _replay_handshake(self, daemon: socket.socket, rest: bytearray) -> None:
         assert self._initialize is not None
         number, request = self._initialize
+        daemon.settimeout(_REPLAY_SECONDS)
         daemon.sendall(request)
         while True:
             line = read_line(daemon, rest)

@@ -291,7 +291,10 @@ class Journal:
     ) -> None:
         self._settled = ticket
         if self._publish is not None and events:
-            self._publish(events)
+            try:
+                self._publish(events)
+            except Exception:  # noqa: BLE001 - it is on disk, and whoever waits for that must hear so
+                _log.exception("Committed events could not be published")
         errors = dict(refused)
         while self._syncers and self._syncers[0][0] <= ticket:
             _, owner, future = self._syncers.popleft()

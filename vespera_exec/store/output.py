@@ -110,9 +110,10 @@ class OutputFiles:
     def _write_on(self) -> None:
         while True:
             self._wake.wait(_OWED_SECONDS if self._owing else None)
-            if self._closing.wait(_LINGER_SECONDS):
-                return
+            self._closing.wait(_LINGER_SECONDS)
             self._wake.clear()
+            if self._closing.is_set():  # looked at after the clear, since it is set before the wake
+                return
             with self._lock:
                 dirty, self._dirty = self._dirty, set()
                 self._owing = {output for output in self._owing if not output.state_loss()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.lowlevel
 import orjson
@@ -17,9 +17,11 @@ from vespera_exec.store.encoding import moment_of
 from vespera_exec.store.reading import EVENTS, Page, Reader, Where, go_on, token_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vespera_exec.model.events import ExecutionEvent
+
+T = TypeVar("T")
 
 _PORTION = 250
 _STREAM = "(SELECT id FROM streams WHERE name = ?)"
@@ -48,13 +50,7 @@ class PlanQueries(Reader):
         if plan is None:
             return None
         rows = await self._rows(f"SELECT doc FROM steps WHERE execution = {_STREAM} ORDER BY position", execution_id)
-        steps: list[StepState] = []
-        with self._decoding():
-            for number, row in enumerate(rows, start=1):
-                steps.append(_step(*row))
-                if number % _PORTION == 0:
-                    await anyio.lowlevel.checkpoint()
-        return plan, steps
+        return plan, await self._read(rows, _step)
 
     async def steps(
         self, execution_id: str, *, status: StepStatus | None = None, after: int = -1, limit: int = 100
@@ -86,14 +82,23 @@ class PlanQueries(Reader):
             return {StepStatus(status): number for status, number in rows}
 
     async def children(self, execution_id: str, step_id: str | None = None) -> list[TaskRecord]:
-        """The tasks that do the steps of a plan, or one of them; oldest first."""
+        """The tasks that do the steps of a plan, or one of them; oldest first. Read in portions, as `plan_state`."""
         where = Where()
         where.add(f"t.parent = {_STREAM}", execution_id)
         if step_id is not None:
             where.add("t.step = ?", step_id)
         rows = await self._rows(f"SELECT t.doc FROM tasks t {where} ORDER BY t.id", *where.values)
+        return await self._read(rows, _task)
+
+    async def _read(self, rows: Sequence[tuple[Any, ...]], one: Callable[[str], T]) -> list[T]:
+        """What each row says, in portions, between which others have their turn."""
+        read: list[T] = []
         with self._decoding():
-            return [TaskRecord.from_dict(orjson.loads(doc)) for (doc,) in rows]
+            for number, row in enumerate(rows, start=1):
+                read.append(one(*row))
+                if number % _PORTION == 0:
+                    await anyio.lowlevel.checkpoint()
+        return read
 
     # what was asked for
 
@@ -209,6 +214,10 @@ _LAST_REQUEST = (
     "SELECT r.body FROM executions e JOIN streams first ON first.name = e.run JOIN requests r ON r.id = first.id "
     f"WHERE e.id = (SELECT max(id) FROM executions WHERE task = {_STREAM})"
 )
+
+
+def _task(doc: str) -> TaskRecord:
+    return TaskRecord.from_dict(orjson.loads(doc))
 
 
 def _step(doc: str) -> StepState:

@@ -11,6 +11,7 @@ import orjson
 from vespera_exec.app import handles, views
 from vespera_exec.app.callers import require
 from vespera_exec.app.checkpoints.views import CheckpointList, CheckpointState, CheckpointView, Restored
+from vespera_exec.app.kept import request_kept
 from vespera_exec.app.tasks import meant
 from vespera_exec.engine import endings
 from vespera_exec.engine.jobs import PutBack
@@ -352,10 +353,9 @@ class Checkpoints:
         return _Place(record, found, found.life, asked, plan)
 
     async def _asked(self, run_id: str) -> tuple[dict[str, Json], ExecutionPlan | None]:
-        body = await self._store.queries.request(run_id)
-        asked = mapping(orjson.loads(body)) if body is not None else {}
-        plan = asked.get("plan")
-        return asked, await anyio.to_thread.run_sync(plan_from_dict, plan) if plan is not None else None
+        asked = request_kept(await self._store.queries.request(run_id))
+        plan = mapping(asked.get("plan"))
+        return asked, await anyio.to_thread.run_sync(plan_from_dict, plan) if plan else None
 
     async def _last(self, any_id: str, caller: Caller) -> str:
         """Of an execution that has made none, the one that it began from."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
-import orjson
 
 from vespera_exec.app import views
 from vespera_exec.app.callers import require
 from vespera_exec.app.dead_letters import views as shown
 from vespera_exec.app.dead_letters.views import MAX_AT_ONCE
+from vespera_exec.app.kept import request_kept
 from vespera_exec.errors import Conflict, InvalidInput, StoreUnavailable, VesperaError
 from vespera_exec.model.enums import ExecutionStatus, TaskStatus
 from vespera_exec.model.plans.plan import PLAN_ROLE
@@ -200,8 +200,7 @@ class DeadLetters:
         role = life.role_name or task.record.assigned_role
         if self._engine.queued >= self._settings.max_queued:
             raise Conflict(f"the queue is full ({self._engine.queued} wait)", hint="try again later")
-        body = await self._store.queries.last_request(task.id)
-        asked: dict[str, Json] = orjson.loads(body) if body is not None else {}
+        asked = request_kept(await self._store.queries.last_request(task.id))
         # Our own user may do what any other may, and stands elsewhere; the others do what they may themselves.
         asker = self._starter.caller(asked) if asked and caller.is_local else caller
         _check_still(task, life)

@@ -20,6 +20,7 @@ from vespera_exec.app.executions.result import (
     ResourceUsage,
 )
 from vespera_exec.app.executions.subscriptions import UpdateSubscriptions
+from vespera_exec.app.plans.apart import apart
 from vespera_exec.app.plans.reading import executes_plan
 from vespera_exec.errors import Conflict, ExecutionError, ExecutionNotFound, TaskNotFound
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, StepStatus
@@ -132,7 +133,7 @@ class Executions:
         timeline = [event for life in seen.lives for event in await self._log(life.execution_id)]
         record = await self._store.queries.get_result(seen.life.execution_id)
         summary = await self._reading.summary(seen.life)
-        usage = _usage(seen, timeline)
+        usage = await apart(len(timeline), lambda: _usage(seen, timeline))
         return ExecutionResult(
             execution_id=run.run_id,
             plan_id=summary.plan_id if summary is not None else run.task_id,
@@ -263,7 +264,8 @@ class Executions:
             return execution_metrics.metrics(_measured(seen, summary, now=self._clock.now()))
         timeline = await self._log(seen.life.execution_id) if summary is not None else []
         record = await self._store.queries.get_result(seen.life.execution_id)
-        return await self._final(seen, summary, _usage(seen, timeline), timeline, record)
+        usage = await apart(len(timeline), lambda: _usage(seen, timeline))
+        return await self._final(seen, summary, usage, timeline, record)
 
     def _progress(self, seen: _Seen, summary: PlanSummary | None, metrics: ExecutionMetrics) -> ExecutionProgress:
         life, progress = seen.life, seen.progress
@@ -307,7 +309,7 @@ class Executions:
         return execution_metrics.metrics(
             replace(
                 measured,
-                effective=execution_metrics.seconds_at_work(timeline),
+                effective=await apart(len(timeline), lambda: execution_metrics.seconds_at_work(timeline)),
                 attempts=attempts,
                 result=mapping(output).get("output"),
             )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import anyio
 import anyio.lowlevel
 import orjson
 
 from roles import inputs as schema
 from vespera_exec.app import checks, handles, views
 from vespera_exec.app.callers import require
+from vespera_exec.app.kept import request_kept
 from vespera_exec.app.plans import views as plan_views
+from vespera_exec.app.plans.apart import MOST_IN_LOOP, apart, wholly
 from vespera_exec.app.plans.reading import executes_plan
 from vespera_exec.app.plans.steps import PlanJobs
 from vespera_exec.app.tasks import meant
@@ -24,6 +25,7 @@ from vespera_exec.errors import (
     PermissionDenied,
     RoleNotFound,
 )
+from vespera_exec.model.events import mapping
 from vespera_exec.model.ledger import RequestRecord
 from vespera_exec.model.plans.as_json import plan_from_dict, plan_to_dict
 from vespera_exec.model.plans.board import PlanBoard
@@ -52,11 +54,9 @@ if TYPE_CHECKING:
     from vespera_exec.settings import Settings
     from vespera_exec.store.store import Store
 
-T = TypeVar("T")
 
 _MOST_LEVELS = 200
 _MOST_PROBLEMS = 100
-_MOST_IN_LOOP = 200
 """Steps of a plan that are gone through in the loop, before others get their turn."""
 _NOT_OPEN = "the plan is not executed now"
 
@@ -131,7 +131,7 @@ class Plans:
         except InvalidPlan as error:
             problems = [plan_views.PlanProblem(step=step, problem=what) for step, what in error.problems]
             return plan_views.PlanChecked(valid=False, problems=problems, steps=_number(spec.plan), order=[])
-        order = await _apart(len(plan.steps), lambda: levels(plan))
+        order = await apart(len(plan.steps), lambda: levels(plan))
         return plan_views.PlanChecked(
             valid=True,
             problems=[],
@@ -159,16 +159,15 @@ class Plans:
             raise InvalidInput(f"task {task.id} executes a plan, whose steps say who does them", hint="leave out role")
         if request.inputs:
             raise InvalidInput("a plan has no inputs", hint="execute_plan takes variables")
-        body = await self._store.queries.last_request(task.id)
-        kept: dict[str, Json] = orjson.loads(body) if body is not None else {}
-        if "plan" not in kept:
+        known = mapping(request_kept(await self._store.queries.last_request(task.id)).get("plan"))
+        if not known:
             raise InvalidInput("the plan of this task is not known any more", hint="give it to execute_plan again")
-        plan = await _apart(len(kept["plan"]["steps"]), lambda: plan_from_dict(kept["plan"]))
+        plan = await apart(_number(known), lambda: plan_from_dict(known))
         await self._check_roles(caller, plan)
         session = task.execution.current_session
         if session is not None:
             raise AlreadyExecuting(task.id, session.session_id)
-        asked = self._starter.asked(caller, timeout_seconds=request.timeout_seconds) | {"plan": kept["plan"]}
+        asked = self._starter.asked(caller, timeout_seconds=request.timeout_seconds) | {"plan": known}
         key = None
         if request.idempotency_key is not None:
             key = (caller.principal, "execute", request.idempotency_key, checks.request_digest(request))
@@ -197,7 +196,7 @@ class Plans:
             parent_execution_id=parent_execution_id,
             restored_from=restored_from,
         )
-        session, board = await _apart(len(plan.steps), decide)  # once begun, it is not given up when the caller leaves
+        session, board = await wholly(len(plan.steps), decide)
         return self.jobs.job(task, session, asked, plan=plan, board=board)
 
     async def _start(self, caller: Caller, plan: ExecutionPlan, request: plan_views.ExecutePlan) -> views.Handle:
@@ -207,10 +206,10 @@ class Plans:
                 return await handles.repeated(known, self._engine, self._store)
             checks.room(self._engine.queued, self._settings)
             await self._check_roles(caller, plan)
-            told = await _apart(len(plan.steps), lambda: plan_to_dict(plan))
+            told = await apart(len(plan.steps), lambda: plan_to_dict(plan))
             key = None
             if request.idempotency_key is not None:
-                digest = await _apart(len(plan.steps), lambda: checks.request_digest(request))
+                digest = await apart(len(plan.steps), lambda: checks.request_digest(request))
                 key = (caller.principal, "execute_plan", request.idempotency_key, digest)
             # From here to the engine nothing comes between, a client that goes included.
             cursor = self._store.journal.head
@@ -272,7 +271,7 @@ class Plans:
         from vespera_exec.app.plans.files import parse_plan  # to make its models is a tenth of a daemon's start
 
         try:
-            return await _apart(_number(asked.plan), lambda: parse_plan(asked.plan, variables=asked.variables))
+            return await apart(_number(asked.plan), lambda: parse_plan(asked.plan, variables=asked.variables))
         except InvalidPlan as error:
             unusable = [
                 (step, role)
@@ -291,7 +290,7 @@ class Plans:
         role = cache(partial(self._role, caller))
         for number, step in enumerate(plan.steps, start=1):
             found += self._problems(step, role)
-            if number % _MOST_IN_LOOP == 0:
+            if number % MOST_IN_LOOP == 0:
                 await anyio.lowlevel.checkpoint()
         if found:
             raise InvalidPlan(found[:_MOST_PROBLEMS])
@@ -444,15 +443,10 @@ def _number(plan: Mapping[str, Json]) -> int:
 def _roles_named(plan: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
     """The steps and their roles, as far as they can be made out in a plan that has faults."""
     steps = plan.get("steps")
-    for step in cast("list[Json]", steps)[:_MOST_IN_LOOP] if isinstance(steps, list) else ():
+    for step in cast("list[Json]", steps)[:MOST_IN_LOOP] if isinstance(steps, list) else ():
         told = cast("dict[str, Json]", step) if isinstance(step, dict) else {}
         name, fallback = told.get("id"), told.get("fallback")
         second = cast("dict[str, Json]", fallback).get("role") if isinstance(fallback, dict) else fallback
         for role in (told.get("role"), second):
             if isinstance(name, str) and isinstance(role, str) and role not in ("", PLAN_ROLE):
                 yield name[:80], role
-
-
-async def _apart(steps: int, call: Callable[[], T]) -> T:
-    """What `call` makes of a plan with so many steps: in a thread, where that takes long for everybody else."""
-    return call() if steps <= _MOST_IN_LOOP else await anyio.to_thread.run_sync(call)

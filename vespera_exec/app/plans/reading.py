@@ -7,9 +7,8 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-import orjson
-
 from vespera_exec.app import present, views
+from vespera_exec.app.kept import request_kept
 from vespera_exec.app.plans import views as plan_views
 from vespera_exec.errors import Conflict, InvalidInput
 from vespera_exec.model.enums import StepStatus
@@ -175,12 +174,7 @@ class PlanReading:
 
     async def _told(self, run_id: str) -> list[Mapping[str, Json]]:
         """What the plan says of each step, by its position; nothing where it cannot be read any more."""
-        body = await self._store.queries.request(run_id)
-        try:
-            told: Json = orjson.loads(body) if body is not None else None
-        except orjson.JSONDecodeError:
-            return []
-        return mapping(mapping(told).get("plan")).get("steps") or []
+        return mapping(request_kept(await self._store.queries.request(run_id)).get("plan")).get("steps") or []
 
     async def _settled(self) -> None:
         if self._store.journal.fault is None:

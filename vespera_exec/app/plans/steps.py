@@ -12,6 +12,7 @@ import orjson
 from roles.execution import APPROVAL
 from roles.inputs import as_texts
 from vespera_exec.app import checks
+from vespera_exec.app.kept import request_kept
 from vespera_exec.app.plans.step_limits import adapted, retry_rule
 from vespera_exec.engine.jobs import Job, Policy
 from vespera_exec.engine.plans.children import WAITS_FOR_WORKER, ReadyStep
@@ -22,7 +23,6 @@ from vespera_exec.model.events import mapping
 from vespera_exec.model.ledger import RequestRecord
 from vespera_exec.model.plans.as_json import plan_from_dict, step_to_dict
 from vespera_exec.model.plans.plan import ExecutionPlan, PlanStep
-from vespera_exec.model.plans.steps import PlanState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vespera_exec.model.ledger import CacheRecord
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.plans.board import PlanBoard
-    from vespera_exec.model.plans.steps import StepState
+    from vespera_exec.model.plans.steps import PlanState, StepState
     from vespera_exec.model.principal import Caller
     from vespera_exec.model.session import ExecutionSession
     from vespera_exec.model.task import Task
@@ -161,10 +161,10 @@ class Steps:
 
     async def _was_approved(self, run_id: str | None) -> bool:
         """Whether the step's approval was given to this run of it, or to one before."""
-        body = await self._store.queries.request(run_id) if run_id is not None else None
-        if run_id is None or body is None:
+        asked = request_kept(await self._store.queries.request(run_id)) if run_id is not None else {}
+        if run_id is None or not asked:
             return False
-        if APPROVAL not in mapping(orjson.loads(body).get("step")):
+        if APPROVAL not in mapping(asked.get("step")):
             return True
         answers = [life.answers.get(APPROVAL) for life in await self.attempts(run_id)]
         return any(answer is not None and answer.accepted for answer in answers)
@@ -226,10 +226,18 @@ class PlanJobs:
         self._engine = engine
         self._starter = starter
 
-    async def remains(self, execution_id: str) -> ExecutionPlan:
-        """What its steps tell of a plan whose request is lost: enough to end it, too little to execute it."""
+    async def remains(self, execution_id: str) -> ExecutionPlan | None:
+        """What its steps tell of a plan whose request is lost: enough to end it, too little to execute it.
+
+        None where there are none.
+
+        Raises:
+            StoreDamaged: they cannot be read.
+        """
         stored = await self._store.queries.plan_state(execution_id)
-        head, steps = stored or (PlanState(execution_id=execution_id), [])
+        if stored is None or not stored[1]:
+            return None
+        head, steps = stored
         return ExecutionPlan(
             id=head.plan_id,
             name=head.name,

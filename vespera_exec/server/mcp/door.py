@@ -46,11 +46,13 @@ def import_mcp() -> Build:
     if _SERVING not in sys.modules and not _is_as_it_was():
         what = "another version was installed since this daemon started"
         raise DaemonUnavailable(what, hint="`vespera-exec daemon stop`; the next client starts the installed version")
+    collecting = gc.isenabled()
     gc.disable()  # imports make no garbage worth looking for
     try:
         from vespera_exec.server.mcp.serving import build
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
     return build
 
 

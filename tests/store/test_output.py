@@ -78,7 +78,7 @@ async def test_closing_ends_the_thread_also_where_it_has_just_looked_whether_to_
 ) -> None:
     with anyio.fail_after(WITHIN):
         async with OutputFiles.open(data_dir, limit_bytes=LIMIT) as files:
-            gap = Gap(files._wake)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            gap = Gap(files._wake)  # pyright: ignore[reportPrivateUsage]
             monkeypatch.setattr(files, "_closing", gap)
             files.create("run").write("stdout", b"its end")
             assert await anyio.to_thread.run_sync(gap.reached.wait, WITHIN)

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from deadlines import WITHIN
 from planning import ME, ended, heard, standing, started, until
@@ -18,13 +19,18 @@ from vespera_exec.app.plans.views import CheckPlan, ExecutePlan
 from vespera_exec.app.service import Vespera
 from vespera_exec.app.views import InputAnswer
 from vespera_exec.engine.plans import outputs as plan_outputs
-from vespera_exec.engine.plans.coordinator import Coordinator
+from vespera_exec.engine.plans.agenda import Agenda
+from vespera_exec.engine.plans.checkpoints import CheckpointReader
+from vespera_exec.engine.plans.going_back import GoingBack
+from vespera_exec.engine.plans.taking_over import TakingOver
+from vespera_exec.engine.plans.winding_up import WindingUp
 from vespera_exec.errors import ExecutionError, InvalidPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from roles.definition import TaskLike
+    from vespera_exec.app.views import Handle
     from vespera_exec.model.ledger import Batch
 
 Opening = Callable[..., AbstractAsyncContextManager[Vespera]]
@@ -124,7 +130,7 @@ async def test_a_fault_of_ours_settles_all_steps(vespera: Vespera, monkeypatch: 
     coordinator = await vespera._engine.opened(handle.session_id)  # pyright: ignore[reportPrivateUsage]
     assert coordinator is not None
     monkeypatch.setattr(coordinator, "_heed_time", lambda: 1 / 0)
-    coordinator._rouse()  # pyright: ignore[reportPrivateUsage]
+    coordinator._loop.rouse()  # pyright: ignore[reportPrivateUsage]
     assert (await ended(vespera, handle, within=5)).status == "failed"
     assert await standing(vespera, handle) == {"a": "cancelled", "b": "cancelled"}
 
@@ -168,10 +174,10 @@ async def test_a_cancel_is_heeded_while_a_step_is_made_for_the_second_time(
         return made
 
     monkeypatch.setattr(Steps, "ready", slow)
-    child = coordinator._children.pop("a")  # pyright: ignore[reportPrivateUsage]
+    child = coordinator._children._by_step.pop("a")  # pyright: ignore[reportPrivateUsage]
     child.run.session.request_cancellation("As if its owner had died before it was made")
-    coordinator._unmade.append("a")  # pyright: ignore[reportPrivateUsage]
-    coordinator._rouse()  # pyright: ignore[reportPrivateUsage]
+    coordinator._agenda.put_unmade("a")  # pyright: ignore[reportPrivateUsage]
+    coordinator._loop.rouse()  # pyright: ignore[reportPrivateUsage]
     with anyio.fail_after(WITHIN):
         await begun.wait()
         await vespera.cancel(ME, handle.task_id)
@@ -289,7 +295,7 @@ async def test_a_plan_that_was_to_end_with_a_failure_does_so_under_the_next_owne
         for role in ROLES:
             first.roles.add(role)
         with monkeypatch.context() as patch:
-            patch.setattr(Coordinator, "_abort", forget)
+            patch.setattr(WindingUp, "abort", forget)
             long = step("long", "command", inputs={"argv": ["sleep", "60"]}, on_interrupt="resume")
             handle = await started(first, step("bad", "boom"), long, step("next"), max_parallel=2, on_failure="abort")
             await heard(first, handle, "step_failed", "bad")
@@ -303,6 +309,52 @@ async def test_a_plan_that_was_to_end_with_a_failure_does_so_under_the_next_owne
     assert calls == []
 
 
+async def left_on_its_way(vespera: Vespera, handle: Handle, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is announced that the plan goes back to this checkpoint, and nothing follows: as if the owner had died."""
+
+    async def forget(*_: object) -> None:
+        await anyio.sleep_forever()
+
+    async def goes_back() -> bool:
+        return (await vespera.get_status(ME, handle.task_id)).status == "recovering"
+
+    monkeypatch.setattr(GoingBack, "_go_back", forget)
+    async with anyio.create_task_group() as group:
+        group.start_soon(vespera.checkpoints.restore, ME, place)
+        await until(goes_back)
+        group.cancel_scope.cancel()
+
+
+async def test_a_way_back_that_leads_nowhere_under_the_next_owner_ends_what_could_never_begin(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the owner had died before it skipped what needs a failed step."""
+
+    async def not_yet(*_: object, **__: object) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async with opening() as first:
+        for role in ROLES:
+            first.roles.add(role)
+        with monkeypatch.context() as patch:
+            patch.setattr(Agenda, "skip_doomed", not_yet)
+            long = step("long", "command", inputs={"argv": ["sleep", "60"]}, on_interrupt="resume")
+            handle = await started(first, step("bad", "boom"), step("never", "nap", "bad"), long, max_parallel=2)
+            place = await first.checkpoints.create(ME, handle.task_id)
+            await heard(first, handle, "step_failed", "bad")
+            await heard(first, handle, "step_started", "long")
+            await left_on_its_way(first, handle, place.checkpoint_id, patch)
+    monkeypatch.setattr(CheckpointReader, "at", not_yet)
+    async with opening() as vespera:
+        for role in ROLES:
+            vespera.roles.add(role)
+        result = await ended(vespera, handle, within=10)
+        assert (result.error or {})["message"].endswith("it is not known any more")
+        stand = await standing(vespera, handle)
+        assert stand.pop("never") in ("skipped", "cancelled")
+        assert stand == {"bad": "failed", "long": "cancelled"}
+
+
 async def test_a_fault_while_a_plan_is_taken_over_leaves_none_of_its_steps_at_work(
     opening: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,10 +364,10 @@ async def test_a_fault_while_a_plan_is_taken_over_leaves_none_of_its_steps_at_wo
         await heard(first, handle, "step_started", "a")
         child = (await first.list_steps(ME, handle.task_id)).steps[0].task_id or ""
 
-    async def fail(_: Coordinator) -> None:
+    async def fail(_: TakingOver) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(Coordinator, "_find_children", fail)
+    monkeypatch.setattr(TakingOver, "_find_children", fail)
     async with opening() as vespera:
         assert (await ended(vespera, handle)).status == "failed"
         assert (await vespera.get_status(ME, child)).done

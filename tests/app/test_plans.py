@@ -420,8 +420,7 @@ async def test_a_fault_of_ours_in_one_plan_is_its_failure_and_leaves_nobody(vesp
     await until(lambda: calls == ["a"])
     coordinator = vespera._engine.coordinator(handle.session_id)  # pyright: ignore[reportPrivateUsage]
     assert coordinator is not None
-    coordinator._news.append(cast("Any", "no child"))  # pyright: ignore[reportPrivateUsage]
-    coordinator._rouse()  # pyright: ignore[reportPrivateUsage]
+    coordinator._children.heard(cast("Any", "no child"))  # pyright: ignore[reportPrivateUsage]
     result = await ended(vespera, handle)
     assert (result.status, result.error is not None) == ("failed", True)
     page = await vespera.list_steps(ME, handle.task_id)

@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
-import asyncio
-import heapq
-import math
-import threading
-from collections import deque
 from dataclasses import replace
-from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import anyio
 import anyio.lowlevel
 
-from vespera_exec.engine.plans.children import QUEUED_SECONDS, Child
-from vespera_exec.engine.plans.control import PlanControl
-from vespera_exec.engine.plans.ends import AT_ONCE, TELLING_SECONDS, why_aborted
+from vespera_exec.engine.plans.agenda import Agenda
+from vespera_exec.engine.plans.beginning import Beginning
+from vespera_exec.engine.plans.control import Control
+from vespera_exec.engine.plans.course import Course
+from vespera_exec.engine.plans.ends import Ends
+from vespera_exec.engine.plans.following import Children
+from vespera_exec.engine.plans.going_back import GoingBack
+from vespera_exec.engine.plans.looping import PlanLoop
+from vespera_exec.engine.plans.marking import Marking
 from vespera_exec.engine.plans.outputs import PlanOutputs
+from vespera_exec.engine.plans.standing_by import StandingBy
+from vespera_exec.engine.plans.taking_over import TakingOver
+from vespera_exec.engine.plans.telling import Telling
+from vespera_exec.engine.plans.winding_up import WindingUp
 from vespera_exec.engine.work import Stopped
-from vespera_exec.errors import CancellationException, ExecutionError, VesperaError
-from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, StepStatus
-from vespera_exec.model.events import new_id
-from vespera_exec.model.plans.board import PlanBoard
-from vespera_exec.model.plans.schedule import Schedule
-from vespera_exec.model.transitions import AT_WORK
+from vespera_exec.errors import CancellationException, ExecutionError
+from vespera_exec.model.enums import ExecutionStatus
 
 if TYPE_CHECKING:
-    from vespera_exec.engine.jobs import Run
+    from collections.abc import Mapping, Sized
+
+    from vespera_exec.engine.done import Done
     from vespera_exec.engine.plans.children import ChildEngine, StepHost
     from vespera_exec.engine.work import Work, WorkResult
+    from vespera_exec.model.events import Json
+    from vespera_exec.model.ledger import CheckpointRecord
     from vespera_exec.model.lifecycle import Lifecycle
+    from vespera_exec.model.plans.board import PlanBoard
     from vespera_exec.model.plans.plan import ExecutionPlan
+    from vespera_exec.model.plans.steps import StepState
     from vespera_exec.model.session import ExecutionSession
 
-S = ExecutionStatus
 
-_STANDING_BY_SECONDS: Final = 1.0
-"""That everything has to wait before the clock of the plan's work stands."""
-
-
-class Coordinator(PlanControl):
+class Coordinator:
     """Executes one plan, in the engine's loop. Its `run` is the work of the plan's execution.
 
     Nothing polls: children say that they have news, timers say that something is due. All that it knows it reads from
     the board, so that after a restart another one goes on from there.
+
+    Its parts know each other in the order in which they are made, and each keeps what it alone changes: the course of
+    the whole, the agenda with the board, the children, the way back, what ends mean. Here is the order of a turn.
     """
 
     def __init__(
@@ -61,18 +64,26 @@ class Coordinator(PlanControl):
 
         `refused`: why the plan does not go on; all that it does is to end what is open.
         """
-        super().__init__(session, plan, host, engine, board)
+        self._session = session
+        self._clock = session.ledger.clock
         self._refused = refused
-        self._outputs = PlanOutputs(plan, host)
-        self._news: deque[Child] = deque()
-        self._moved: set[Child] = set()
-        """Those of which something is to be told with the next tick."""
-        self._percentage = -1.0
-        self._checkpoint_at: float | None = None
-        self._checkpointed = 0
-        self._waits_since: float | None = None
-        self._is_aborting = False
-        self._pause_told = False
+        self._loop = loop = PlanLoop()
+        self._course = course = Course()
+        self._telling = telling = Telling(session, host)
+        self._agenda = agenda = Agenda(session, plan, board, course, telling)
+        self._children = children = Children(engine, course, agenda, telling, loop, clock=self._clock)
+        self._going_back = going_back = GoingBack(session, plan, engine, course, agenda, children, loop)
+        self._ends = ends = Ends(session, plan, host, engine, course, agenda, going_back, loop)
+        self._outputs = outputs = PlanOutputs(plan, host)
+        self._beginning = Beginning(session, host, outputs, course, agenda, children, ends, most=plan.max_parallel)
+        self._winding_up = WindingUp(session, engine, course, agenda, children, ends)
+        self._control = control = Control(session, engine, course, agenda, children, loop)
+        self._taking_over = TakingOver(session, plan, host, engine, course, agenda, telling, children, control)
+        self._marking = Marking(session, course, agenda, interval_seconds=plan.checkpoint_interval_seconds)
+        self._standing_by = StandingBy(session, course, agenda, children)
+        self._timed = (children, agenda, self._marking, self._standing_by)
+
+    # the work
 
     async def run(self, work: Work) -> WorkResult:
         """The outcome of the plan, once nothing of it runs any more.
@@ -80,363 +91,93 @@ class Coordinator(PlanControl):
         Raises:
             CancellationException: it was asked to stop, and has.
         """
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        undo = work.token.on_cancel(lambda _: self._rouse())
+        undo = work.token.on_cancel(lambda _: self._loop.rouse())
         ended: WorkResult | Exception = CancellationException("cancelled")
         try:
-            async with anyio.create_task_group() as self._group:
+            async with self._loop.running():
                 # The supervisor of one plan: its children are not left alone, whatever is wrong with it.
                 try:
                     ended = await self._coordinated(work)
                 except Exception as fault:  # noqa: BLE001
                     ended = fault
                     if not isinstance(fault, CancellationException):
-                        await self._wind_up(self._aborted or "The plan has failed")
-                self._group.cancel_scope.cancel()
+                        await self._winding_up.wind_up(self._course.aborted or "The plan has failed")
         finally:
             undo()
-            self._is_open = False
-            self.opened.set()
-            self._arrived.set()
-            for child in self._children.values():
-                child.forget()
+            self._course.end()
+            self._children.forget()
         if isinstance(ended, Exception):
             raise ended
         return ended
 
     async def _coordinated(self, work: Work) -> WorkResult:
-        if self._refused is not None:
-            self._aborted = self._refused.message
         await self._open()
         if self._refused is not None:
             return await self._as_refused(self._refused)
         while True:
-            if work.token.is_cancelled or self._session.lifecycle.status is S.CANCELLING:
+            if work.token.is_cancelled or self._session.lifecycle.status is ExecutionStatus.CANCELLING:
                 reason = work.token.cancellation_reason or self._session.lifecycle.cancellation_reason or "Cancelled"
-                await self._wind_up(reason)
+                await self._winding_up.wind_up(reason)
                 raise Stopped(reason, await self._result())
-            await self._heed_news()
-            self._heed_pause()
+            await self._children.heed_news(self._ends.concluded)
+            self._children.heed_pause()
             self._heed_time()
-            await self._skip_doomed()
-            if self._aborted is not None:
-                await self._abort(self._aborted)
+            await self._agenda.skip_doomed()
+            if self._course.aborted is not None:
+                await self._winding_up.abort(self._course.aborted)
             else:
                 await self._begin_ready(work)
             if self._is_over:
-                self._is_open = False  # nothing can change it from here on
+                self._course.close()
                 return await self._result()
-            self._stand_by_or_work()
+            self._standing_by.heed(self._clock.monotonic())
             await self._rest()
 
     async def _open(self) -> None:
         """The board as it is, and the children that have begun."""
-        if self._board is None:
-            stored = await self._host.stored()
-            if stored is None:
-                raise ExecutionError("the steps of this plan are not known any more", code="INTERRUPTED")
-            self._board = PlanBoard.restored(self._session, self._plan, stored[1], stored[0])
-            await self._find_children()
-            if not self._paused and self._session.lifecycle.status is not S.PAUSED:
-                self._let_go()  # an owner may have died in the middle of a pause, or of its end
-            ending = next((state for state in self.board.states.values() if state.ends_plan), None)
-            if ending is not None:
-                self._aborted = why_aborted(ending.step_id, ending.error)
-        if self.board.state.restoring:
-            self._schedule = Schedule(self._plan, self.board.states)
-            self._set_out(None)
+        left: list[tuple[str, Lifecycle]] = []
+        if not self._agenda.has_board:
+            left = await self._taking_over.taken_over()
+        if self._refused is not None:
+            self._course.abort(self._refused.message)
+        self._agenda.reschedule()
+        if self._agenda.board.state.restoring:
+            self._going_back.set_out()
         else:
-            self._reschedule()
-        self._is_open = True
-        self.opened.set()
+            for step_id, life in left:
+                self._ends.concluded(step_id, life, None)
+        self._course.open()
         await anyio.lowlevel.checkpoint()  # of a large plan, that was much
-        if self._plan.checkpoint_interval_seconds:
-            self._checkpoint_at = self._now + self._plan.checkpoint_interval_seconds
-
-    async def _find_children(self) -> None:
-        """After a restart: follow what goes on, conclude what has ended, make what was never made."""
-        going_on: dict[str, Lifecycle] = {}
-        for state in list(self.board.states.values()):
-            if state.status not in (StepStatus.RUNNING, StepStatus.WAITING) or state.task_id is None:
-                continue
-            run = self._engine.run_of(state.task_id)
-            if run is not None and run.run_id == state.run_id:
-                going_on[state.step_id] = run.session.lifecycle
-                self._follow(state.step_id, run)
-            elif attempts := await self._host.attempts(state.run_id or ""):
-                self._left.append((state.step_id, attempts[-1]))
-            else:
-                self._unmade.append(state.step_id)
-        await self._telling.missed(self.board, going_on)
-
-    # beginning
+        self._marking.begin()
 
     async def _begin_ready(self, work: Work) -> None:
-        while self._unmade and not self._is_held(work):
-            await self._begin(self._unmade.pop(), work)
-        begun = 0
-        while len(self._children) + len(self._deciding) < self._plan.max_parallel and not self._is_held(work):
-            if (step_id := self._schedule.pop()) is None:
-                return
-            if not self.board.step(step_id).status.is_terminal:
-                await self._begin(step_id, work)
-            if (begun := begun + 1) % AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()
-                await self._heed_news()
-
-    def _is_held(self, work: Work) -> bool:
-        return self._paused or self._restoring or self._aborted is not None or work.token.is_cancelled
-
-    async def _begin(self, step_id: str, work: Work) -> None:
-        """Make the step's child, or end it where its output is known or it cannot begin."""
-        step, state, epoch = self._steps[step_id], self.board.step(step_id), self._epoch
-        fallback = step.fallback if state.is_fallback else None
-        role = fallback.role if fallback is not None else step.role
-        given = step.inputs if fallback is None or fallback.inputs is None else fallback.inputs
-        announced, after = (None, state.run_id) if state.status is StepStatus.PENDING else (state.task_id, None)
-        made: VesperaError | None = None
-        ready = None
-        try:
-            inputs = await self._outputs.resolved(dict(given), self.board)
-            ready = await self._host.ready(step, role, inputs, task_id=announced, after=after)
-        except VesperaError as error:
-            made = error
-        if epoch != self._epoch or self.board.step(step_id) != state:
-            return  # put back, or cancelled, meanwhile
-        if self._is_held(work):
-            if state.status is StepStatus.PENDING:
-                self._schedule.put_back(step_id)
-            else:
-                self._unmade.append(step_id)
-            return
-        if ready is None:
-            assert made is not None
-            self._failed(step_id, _as_failure(made), None)
-        elif ready.cached is not None and state.status is StepStatus.PENDING:
-            with self._session.ledger:
-                self.board.completed(step_id, result_of=ready.cached, cached=True, message="Known already")
-                self._settle(step_id, lets_on=True)
-        else:
-            task_id, run_id = state.task_id or "", state.run_id or ""
-            if state.status is StepStatus.PENDING:
-                task_id, run_id = new_id(), new_id()
-                self.board.started(
-                    step_id,
-                    role=ready.role,
-                    attempt=state.attempt + 1,
-                    task_id=task_id,
-                    run_id=run_id,
-                    is_fallback=state.is_fallback,
-                )
-            self._follow(step_id, ready.begin(task_id, run_id))
-
-    def _follow(self, step_id: str, run: Run) -> None:
-        child = self._children[step_id] = Child(step_id, run, self._hear, now=self._now)
-        state = self.board.step(step_id)
-        if state.status is StepStatus.WAITING:  # as an earlier owner has said
-            child.shown, child.since = (state.waiting_for, state.message), self._now - QUEUED_SECONDS
-            short = self._engine.waits_for(run.session.session_id)
-            child.wants_capacity = f"Waiting for {short}" if short is not None else ""
-        run.done.then(lambda: self._hear(child))
-        self._look_at(child)
-        heapq.heappush(self._timers, (self._now + QUEUED_SECONDS, next(self._turns), step_id))
-
-    # what is heard
-
-    def _hear(self, child: Child) -> None:
-        """From any thread."""
-        self._news.append(child)
-        self._rouse()
-
-    async def _heed_news(self) -> None:
-        for number in range(1, len(self._news) + 1):
-            child = self._news.popleft()
-            child.is_told = False
-            if self._children.get(child.step) is not child:
-                continue
-            if child.run.done.is_set():
-                self._end(child)
-            else:
-                self._telling.capacity(child)
-                self._look_at(child)
-            if number % AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()
-
-    def _end(self, child: Child) -> None:
-        del self._children[child.step]
-        self._moved.discard(child)
-        child.forget()
-        self._telling.capacity(child)
-        self._telling.notes(child)
-        self._concluded(child.step, child.run.session.lifecycle, child.run)
-
-    def _look_at(self, child: Child) -> None:
-        """Record what it waits for, where that is new; how far it is comes with the next tick."""
-        waits = child.waits_for(self._now, held=self._paused)
-        if waits != child.shown:
-            child.shown = waits
-            self.board.waiting(child.step, *waits)
-        if child not in self._moved:
-            self._moved.add(child)
-            if self._tell_at is None:
-                self._tell_at = max(self._now, self._told_at + TELLING_SECONDS)
-
-    def _heed_pause(self) -> None:
-        """What waits for its turn waits for the end of a pause, from its beginning on."""
-        if self._paused is not self._pause_told:
-            self._pause_told = self._paused
-            for child in self._children.values():
-                self._look_at(child)
+        await self._beginning.announced(work.token)
+        while await self._beginning.some(work.token):
+            await anyio.lowlevel.checkpoint()
+            await self._children.heed_news(self._ends.concluded)
 
     def _heed_time(self) -> None:
-        """What is due, or the first of it, where that is much: `_rest` comes back at once for what is left."""
-        now = self._now
-        for _ in range(AT_ONCE):
-            if not self._timers or self._timers[0][0] > now:
-                break
-            step_id = heapq.heappop(self._timers)[2]
-            if (child := self._children.get(step_id)) is not None:
-                self._look_at(child)
-            elif self._retrying.get(step_id, math.inf) <= now:
-                del self._retrying[step_id]
-                self._schedule.put_back(step_id)
-        if self._tell_at is not None and self._tell_at <= now:
-            self._tell()
-        if self._checkpoint_at is not None and self._checkpoint_at <= now:
-            self._checkpoint_at = now + self._plan.checkpoint_interval_seconds
-            if not self._restoring and self._session.ledger.sequence(self._session.session_id) > self._checkpointed:
-                self.checkpoint("interval")
-                self._checkpointed = self._session.ledger.sequence(self._session.session_id)
-
-    def _tell(self) -> None:
-        """How far the steps are, and so the plan."""
-        moved = list(islice(self._moved, AT_ONCE))
-        self._moved.difference_update(moved)
-        self._told_at = self._now
-        self._tell_at = self._told_at if self._moved else None
-        for child in moved:
-            if self._children.get(child.step) is not child:
-                continue  # the plan went back to where it did not run
-            before, reached = self.board.step(child.step).percentage or 0.0, child.percentage
-            if reached is not None and reached - before >= 1.0:
-                self.board.progress(child.step, min(reached, 100.0))
-            self._telling.notes(child)
-        if not self._moved:
-            self._tell_percentage()
-
-    def _tell_percentage(self) -> None:
-        reached = self.board.percentage
-        if abs(reached - self._percentage) >= 1.0 and self._session.lifecycle.status in AT_WORK:
-            self._percentage = reached
-            ended = sum(number for status, number in self.board.counts.items() if status.is_terminal)
-            self._session.milestone(reached, f"{ended} of {len(self._steps)} steps")
-
-    # standing and ending
+        """What is due; `_rest` comes back at once for what is left."""
+        now = self._clock.monotonic()
+        self._children.heed_time(now)
+        self._agenda.heed_time(now)
+        self._marking.heed_time(now)
 
     @property
     def _is_over(self) -> bool:
-        busy = self._children or self._deciding or self._unmade or self._doomed or self._paused or self._restoring
-        return not busy and self._schedule.is_done
-
-    def _stand_by_or_work(self) -> None:
-        """RUNNING; and in a phase unless all that is done is to wait, when the clock of the work stands."""
-        status = self._session.lifecycle.status
-        if status not in AT_WORK and (status is not S.RECOVERING or self._restoring):
-            self._waits_since = None
-            return
-        waits = not self._deciding and all(child.shown[0] is not None for child in self._children.values())
-        if not waits:
-            self._waits_since = None
-        elif self._waits_since is None:
-            self._waits_since = self._now
-        if status is not S.RUNNING:
-            self._session.update_status(S.RUNNING, "The plan goes on" if status is S.RECOVERING else "Executing steps")
-        if not waits or self._now - (self._waits_since or 0.0) < _STANDING_BY_SECONDS:
-            self._session.enter_phase(ExecutionPhase.EXECUTION, "Executing steps")
-        elif not self._session.lifecycle.is_parked:
-            self._session.stand_by("All that goes on waits")
+        return not (self._children or self._course.is_paused or self._course.goes_back) and self._agenda.is_done
 
     async def _rest(self) -> None:
         """Until there is news, or something is due."""
-        due = [at for at in (self._tell_at, self._checkpoint_at) if at is not None]
-        if self._timers:
-            due.append(self._timers[0][0])
-        if self._waits_since is not None and not self._session.lifecycle.is_parked:
-            due.append(self._waits_since + _STANDING_BY_SECONDS)
-        with anyio.move_on_after(max(0.0, min(due) - self._now) if due else None):
-            await self._wake.wait()
-        self._wake.clear()
-        self._roused = False
-
-    async def _wind_up(self, reason: str) -> None:
-        """End all of it before its own end: what goes on, and then what has not begun."""
-        self._epoch += 1
-        self._deciding.clear()
-        self._aborted = self._aborted or reason
-        await self._end_children(reason)
-        if self._board is not None:
-            if not self._is_open:
-                self._schedule = Schedule(self._plan, self.board.states)
-                self._doomed = dict(self._schedule.doomed)
-            for child in list(self._children.values()):
-                self._end(child)
-            await self._cancel_rest(reason)
-
-    async def _end_children(self, reason: str) -> None:
-        """Cancel them, and wait until nothing of them is left: each ends by its own ladder, which bounds it.
-
-        That their ends are on disk is not waited for, which may take as long as the disk refuses: the plan's own end
-        comes after theirs in the log.
-        """
-        known = {child.run for child in (*self._children.values(), *self._leaving)}
-        unknown = [run for run in self._engine.runs_of(self._session.session_id) if run not in known]
-        for run in (*known, *unknown):
-            run.session.request_cancellation(reason)
-        going_on = {child for child in (*self._children.values(), *self._leaving) if not child.is_over}
-        while going_on:
-            while self._news:  # those first that came before: whoever is in it does not rouse us
-                child = self._news.popleft()
-                child.is_told = False
-                if child.is_over:
-                    going_on.discard(child)
-            if going_on:
-                await self._wake.wait()
-                self._wake.clear()
-                self._roused = False
-        for run in unknown:  # a fault came before they were followed
-            await run.done.wait()
-
-    async def _abort(self, reason: str) -> None:
-        """End what goes on, and all that has not begun."""
-        if self._is_aborting:
-            return
-        self._is_aborting = True
-        self._epoch += 1
-        self._deciding.clear()
-        for child in list(self._children.values()):
-            child.run.session.request_cancellation(reason)
-        await self._cancel_rest(reason)
-
-    async def _cancel_rest(self, reason: str) -> None:
-        self._unmade.clear()
-        self._retrying.clear()
-        await self._skip_doomed()
-        for number, step in enumerate(self._plan.steps, 1):
-            if self.board.step(step.id).status.is_terminal or step.id in self._children or step.id in self._doomed:
-                continue
-            with self._session.ledger:
-                self.board.cancelled(step.id, reason)
-                self._settle(step.id, lets_on=False, status=StepStatus.CANCELLED)
-            if number % AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()
-        await self._skip_doomed()
+        due = [at for each in self._timed if (at := each.due_at) is not None]
+        await self._loop.rest(max(0.0, min(due) - self._clock.monotonic()) if due else None)
 
     async def _result(self) -> WorkResult:
-        self._tell_percentage()
-        return await self._outputs.result(self.board, aborted=self._aborted)
+        self._telling.percentage(self.board)
+        return await self._outputs.result(self.board, aborted=self._course.aborted)
 
     async def _as_refused(self, refused: ExecutionError) -> WorkResult:
-        await self._wind_up(refused.message)
+        await self._winding_up.wind_up(refused.message)
         return replace(
             await self._result(),
             error=refused.message,
@@ -445,8 +186,72 @@ class Coordinator(PlanControl):
             error_context=refused.context,
         )
 
+    # what others see of it
 
-def _as_failure(error: VesperaError) -> ExecutionError:
-    if isinstance(error, ExecutionError):
-        return error
-    return ExecutionError(error.message, code=error.code, recoverable=False)
+    @property
+    def is_open(self) -> bool:
+        """It knows where its steps stand, and may be asked and told."""
+        return self._course.is_open
+
+    @property
+    def opened(self) -> Done:
+        """Set once it is open, or has ended."""
+        return self._course.opened
+
+    @property
+    def board(self) -> PlanBoard:
+        return self._agenda.board
+
+    @property
+    def under_way(self) -> tuple[str, ...]:
+        """The steps that have begun and not ended, and perhaps some more."""
+        return (*self._children.steps, *self._agenda.under_way)
+
+    # what others ask of it; `Stoppable`: what runs apart are its children
+
+    @property
+    def running(self) -> Sized:
+        return (self,)  # it stands by beginning nothing, also where it has no children
+
+    def check_stoppable(self) -> None:
+        """
+        Raises:
+            PauseUnsupported: this system cannot stop what a child runs.
+        """
+        self._control.check_stoppable()
+
+    async def pause(self) -> None:
+        await self._control.pause()
+
+    async def resume(self) -> None:
+        self._control.resume()
+
+    def cancel_step(self, step_id: str, reason: str) -> bool:
+        """End a step, whether it has begun or not; False where it has ended, or is about to.
+
+        Raises:
+            NotFound: the plan has no such step.
+            Conflict: the plan goes back to a checkpoint, before or after which it may be tried.
+        """
+        return self._control.cancel_step(step_id, reason)
+
+    def checkpoint(self, kind: str = "call", metadata: Mapping[str, Json] | None = None) -> CheckpointRecord:
+        """Mark where the plan stands, to go back to.
+
+        Raises:
+            Conflict: it is on its way back to another.
+        """
+        return self._marking.checkpoint(kind, metadata)
+
+    async def restore(
+        self, then: Mapping[str, StepState], variables: Mapping[str, Json], *, checkpoint_id: str
+    ) -> bool:
+        """Go back to where the board stood `then`: what runs is cancelled, and ended, first.
+
+        False where the plan has been cancelled, or has ended, before it was there. It goes back also when this call is
+        given up, and when the owner dies.
+
+        Raises:
+            Conflict: the plan is ending, or goes back already.
+        """
+        return await self._going_back.restore(then, variables, checkpoint_id=checkpoint_id)

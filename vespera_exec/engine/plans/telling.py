@@ -1,10 +1,11 @@
-"""What is told in the log of a plan of the work that its children do: their notes, and the capacity that they hold."""
+"""What is told in the log of a plan of the work that its children do: notes, capacity, and how far the plan is."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vespera_exec.model.enums import EventType
+from vespera_exec.model.transitions import AT_WORK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,12 +18,42 @@ if TYPE_CHECKING:
     from vespera_exec.model.session import ExecutionSession
 
 
+TELLING_SECONDS: Final = 0.1
+"""Between two records of how far the steps are."""
+
+
 class Telling:
     """Into the log of one plan's execution."""
 
     def __init__(self, session: ExecutionSession, host: StepHost) -> None:
         self._session = session
         self._host = host
+        self._due_at: float | None = None
+        self._told_at = 0.0
+        self._percentage = -1.0
+
+    @property
+    def due_at(self) -> float | None:
+        """When it is to be told how far the steps are; None while there is nothing new."""
+        return self._due_at
+
+    def soon(self) -> None:
+        """There is something to tell of how far the steps are."""
+        if self._due_at is None:
+            self._due_at = max(self._session.ledger.clock.monotonic(), self._told_at + TELLING_SECONDS)
+
+    def told(self, *, is_all: bool) -> None:
+        """How far the steps are was told just now, or a part of it."""
+        self._told_at = self._session.ledger.clock.monotonic()
+        self._due_at = None if is_all else self._told_at
+
+    def percentage(self, board: PlanBoard) -> None:
+        """How far the plan is."""
+        reached = board.percentage
+        if abs(reached - self._percentage) >= 1.0 and self._session.lifecycle.status in AT_WORK:
+            self._percentage = reached
+            ended = sum(number for status, number in board.counts.items() if status.is_terminal)
+            self._session.milestone(reached, f"{ended} of {len(board.plan.steps)} steps")
 
     def notes(self, child: Child) -> None:
         """What its work has said."""

@@ -339,3 +339,9 @@ def failure_context_of(error: BaseException) -> dict[str, Any]:
     own = getattr(error, "context", None)
     context = dict(cast("dict[str, Any]", own)) if isinstance(own, dict) else {}
     return {"type": type(error).__name__, **context} if network_code(error) is not None else context
+
+
+def failure_names_of(error: BaseException) -> tuple[str, ...]:
+    """What a rule may call a failure: by its code, and by its class, where that has another name."""
+    kind = failure_context_of(error).get("type")
+    return (failure_code_of(error), kind) if isinstance(kind, str) else (failure_code_of(error),)

@@ -142,10 +142,10 @@ async def test_the_back_off_has_a_cap_and_little_jitter() -> None:
 async def test_what_no_strategy_is_for_is_left_to_the_plan_without_asking_anybody() -> None:
     strategies = Strategies.built_in()
     assert await asked(strategies, ExecutionError("a bug", code="BUG")) is None
-    named = [each.id for each in strategies.applying("BUG", ("skip", "abort", "unknown"))]
+    named = [each.id for each in strategies.applying(ExecutionError("x", code="BUG"), ("skip", "abort", "unknown"))]
     assert named == ["skip", "abort"]
-    assert strategies.applying("BUG", None) == []
-    assert strategies.applying("NETWORK_TIMEOUT", ()) == []
+    assert strategies.applying(ExecutionError("x", code="BUG"), None) == []
+    assert strategies.applying(ExecutionError("x", code="NETWORK_TIMEOUT"), ()) == []
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_strategies_of_other_packages_are_found_by_entry_point(
     with caplog.at_level(logging.ERROR):
         found = plugins.recovery_strategies()
     assert [each.id for each in found] == ["good"]
-    assert [each.id for each in Strategies(found).applying("DISK_FULL", None)] == ["good"]
+    assert [each.id for each in Strategies(found).applying(ExecutionError("x", code="DISK_FULL"), None)] == ["good"]
     told = " ".join(record.getMessage() for record in caplog.records)
     assert "half has no name, description, applicable_errors, execute" in told
     assert "gone of vespera_exec.recovery_strategies cannot be loaded" in told

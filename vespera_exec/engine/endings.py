@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from vespera_exec.engine.work import InputNeeded, Parked, Stopped, WorkerNeeded
-from vespera_exec.errors import CancellationException, ExecutionError, InvalidInput, failure_code_of, failure_context_of
+from vespera_exec.errors import CancellationException, ExecutionError, InvalidInput, failure_names_of
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, MessageLevel
 from vespera_exec.model.ledger import ResultRecord
 from vespera_exec.model.progress import ProgressReport
@@ -116,7 +116,7 @@ class Endings:
         session, rule = job.session, job.policy.retry
         recoverable = getattr(error, "recoverable", True)
         attempt = session.lifecycle.attempt
-        if rule is not None and recoverable and any(rule.applies(each, attempt) for each in _names(error)):
+        if rule is not None and recoverable and any(rule.applies(each, attempt) for each in failure_names_of(error)):
             following = job.task.execution.fail_for_retry(
                 error,
                 retry_at=self._clock.now() + timedelta(seconds=rule.delay(attempt)),
@@ -183,12 +183,6 @@ def _reported(result: WorkResult | None) -> ExecutionError | None:
         recoverable=result.recoverable,
         context=dict(result.error_context),
     )
-
-
-def _names(error: BaseException) -> tuple[str, ...]:
-    """What a retry rule may call it: by its code, and by its class, where that has another name."""
-    kind = failure_context_of(error).get("type")
-    return (failure_code_of(error), kind) if isinstance(kind, str) else (failure_code_of(error),)
 
 
 def _details(outcome: Outcome) -> dict[str, Json]:

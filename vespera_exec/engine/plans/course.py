@@ -83,6 +83,7 @@ class Course:
         return self.turn()
 
     def arrive(self) -> None:
-        """The way back has come to its end, wherever that is."""
+        """The way back has come to its end, wherever that is; what was begun on it does not count."""
         self._goes_back = False
+        self.turn()
         self.arrived.set()

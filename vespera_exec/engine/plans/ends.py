@@ -89,7 +89,7 @@ class Ends:
         """Let the strategies decide where there are any for this, else its fallback, else it has failed for good."""
         step = self._agenda.steps[step_id]
         ending = self._course.aborted is not None or self._session.lifecycle.status is S.CANCELLING
-        if ending or not self._engine.strategies.applying(error.failure_code, step.recovery):
+        if ending or not self._engine.strategies.applying(error, step.recovery):
             self._fail(step, error, session_id)
             return
         self._agenda.decide(step_id)
@@ -112,7 +112,7 @@ class Ends:
             )
         except Exception:  # noqa: BLE001
             _log.exception("The recovery strategies of step %s failed", step.id)
-        if epoch != self._course.epoch:
+        if epoch != self._course.epoch or self._course.goes_back:
             return
         self._agenda.decided(step.id)
         self._loop.rouse()

@@ -109,6 +109,7 @@ class GoingBack:
             _log.exception("Plan %s could not go back", self._session.session_id)
             self._course.abort(f"It could not go back to checkpoint {back['checkpoint_id']}: {fault}")
         finally:
+            self._agenda.stop_deciding()  # of what failed on the way
             self._course.arrive()
             self._loop.rouse()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 
-from vespera_exec.errors import Conflict, ExecutionError, InvalidInput
+from vespera_exec.errors import Conflict, ExecutionError, InvalidInput, failure_names_of
 from vespera_exec.model.enums import RecoveryAction
 from vespera_exec.model.jsonable import clean_text, exact_json
 
@@ -182,13 +182,14 @@ class Strategies:
         """All of them, in the order in which they are asked."""
         return tuple(self._known)
 
-    def applying(self, code: str, allowed: Sequence[str] | None) -> list[RecoveryStrategy]:
-        """Those that are asked about `code`: `allowed` are ids, None means all that need not be named."""
+    def applying(self, error: ExecutionError, allowed: Sequence[str] | None) -> list[RecoveryStrategy]:
+        """Those that are asked about `error`: `allowed` are ids, None means all that need not be named."""
+        names = (ANY_ERROR, *failure_names_of(error))
         return [
             each
             for name, each in self._known.items()
             if (name not in self._by_name_only if allowed is None else name in allowed)
-            and not self._codes[name].isdisjoint((ANY_ERROR, code))
+            and not self._codes[name].isdisjoint(names)
         ]
 
     async def decide(
@@ -198,7 +199,7 @@ class Strategies:
 
         A strategy that fails, takes longer than it may, or returns something else is logged and passed over.
         """
-        for each in self.applying(context.error.failure_code, allowed):
+        for each in self.applying(context.error, allowed):
             if (result := await self._asked(each, context.copy())) is None:
                 continue
             if result.success or result.action is A.ABORT:
@@ -238,7 +239,7 @@ async def decided(
     `state` is the step's, before this failure is recorded; `most` are the recoveries that a step may have. None: it
     fails as if there were no strategies, which is first its fallback, then the end of the step.
     """
-    if not strategies.applying(error.failure_code, step.recovery):
+    if not strategies.applying(error, step.recovery):
         return None
     context = RecoveryContext(
         execution_id=state.execution_id,

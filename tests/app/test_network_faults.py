@@ -80,11 +80,19 @@ async def flaky(task: TaskLike) -> str:
     return "there"
 
 
-async def test_a_step_that_loses_its_connection_is_tried_again_by_the_strategy_for_that(opening: Opening) -> None:
+class ForTheClass(NetworkTimeoutRecovery):
+    id = "for the class"
+    applicable_errors = ("Hung",)
+
+
+@pytest.mark.parametrize("strategy", [NetworkTimeoutRecovery, ForTheClass], ids=["by code", "by class"])
+async def test_a_step_that_loses_its_connection_is_tried_again_by_a_strategy_for_that(
+    opening: Opening, strategy: type[NetworkTimeoutRecovery]
+) -> None:
     calls.clear()
     async with opening(roles=[Role.from_callable(flaky, in_loop=True)]) as vespera:
         vespera.strategies.remove("network_timeout_recovery")
-        vespera.strategies.add(NetworkTimeoutRecovery(base_seconds=0.01))
+        vespera.strategies.add(strategy(base_seconds=0.01))
         handle = await started(vespera, {"id": "a", "role": "flaky"})
         result = await ended(vespera, handle)
         assert (result.status, result.result["output"]) == ("completed", {"a": "there"})
@@ -107,18 +115,3 @@ async def test_work_that_can_open_no_file_any_more_is_still_called_by_its_fault(
         handle = await vespera.execute_task(ME, Execute(title="T", role="leaking"))
         error = (await ended(vespera, handle)).error or {}
         assert (error["code"], "Too many open files" in error["message"]) == ("OSError", True)
-
-
-class ForTheClass(NetworkTimeoutRecovery):
-    id = "for the class"
-    applicable_errors = ("Hung",)
-
-
-async def test_a_strategy_may_name_the_class_of_such_a_fault(opening: Opening) -> None:
-    calls.clear()
-    async with opening(roles=[Role.from_callable(flaky, in_loop=True)]) as vespera:
-        vespera.strategies.remove("network_timeout_recovery")
-        vespera.strategies.add(ForTheClass(base_seconds=0.01))
-        handle = await started(vespera, {"id": "a", "role": "flaky"})
-        result = await ended(vespera, handle)
-        assert (result.status, result.result["output"]) == ("completed", {"a": "there"})

@@ -40,8 +40,8 @@ import json, os, sys, time
 place = sys.argv[1]
 task = json.load(open(os.environ["VESPERA_TASK_FILE"]))
 first = (task["checkpoint"] or {"page": 0})["page"]
-open(place + "/began", "a").write(f"{first} ")
 open(place + "/pids", "a").write(f"{os.getpid()} ")
+open(place + "/began", "a").write(f"{first} ")
 out = os.fdopen(int(os.environ["VESPERA_PROGRESS_FD"]), "w", buffering=1)
 for page in range(first + 1, 6):
     while not os.path.exists(f"{place}/page{page}"):

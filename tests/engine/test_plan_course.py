@@ -40,6 +40,12 @@ def test_what_was_begun_before_the_plan_set_out_does_not_count_afterwards(course
     assert course.epoch != before
 
 
+def test_what_was_begun_on_the_way_back_does_not_count_once_it_is_there(course: Course) -> None:
+    on_the_way = course.set_out()
+    course.arrive()
+    assert course.epoch != on_the_way
+
+
 def test_whoever_waits_for_a_plan_that_ends_on_its_way_waits_no_more() -> None:
     course = Course()
     course.set_out()

@@ -89,7 +89,7 @@ def slow(place: Place) -> tuple[Path, Path]:
         f"""
 import importlib, sys
 open({str(begun)!r}, "w").close()
-open({str(go)!r}).close()
+open({str(go)!r}).read()
 sys.path.remove({str(place.folder / "shadow")!r})
 del sys.modules["mcp"]
 importlib.import_module("mcp")

@@ -7,7 +7,6 @@ import math
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from vespera_exec.errors import InvalidProgress
@@ -156,11 +155,11 @@ class Coalescer:
 def _merged(before: ProgressReport, report: ProgressReport) -> ProgressReport:
     """One report that leaves the log where the two would have."""
     if report.current is None and before.current is not None:
-        return replace(before, message=report.message or before.message)
+        return before._replace(message=report.message or before.message)
     message, reset = report.message or before.message, report.reset or before.reset
     if message == report.message and reset == report.reset:
         return report
-    return replace(report, message=message, reset=reset)
+    return report._replace(message=message, reset=reset)
 
 
 def _behind(report: ProgressReport, before: ProgressReport) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from model_harness import START, HandClock, KeptLog, running_session, undone
 
 from vespera_exec.errors import StoreUnavailable
 from vespera_exec.model.enums import EventType, ExecutionStatus, MessageLevel
-from vespera_exec.model.ledger import Batch, Cell, Ledger, ResultRecord
+from vespera_exec.model.ledger import Batch, Cell, Ledger, Part, ResultRecord
 from vespera_exec.model.session import ExecutionSession
 from vespera_exec.model.task import Task
 
@@ -112,6 +113,50 @@ def test_an_undone_start_leaves_the_task_free() -> None:
     assert (task.execution.execution_history, task.execution.session_history) == ([], [])
     assert session.status is S.PREPARING
     assert task.complete_execution() is True
+
+
+class _Count:
+    """A folded value that counts events, and cannot fold an alert."""
+
+    def __init__(self, seen: int = 0) -> None:
+        self.seen = seen
+
+    def evolve(self, event: ExecutionEvent) -> _Count:
+        if event.event_type is EventType.SYSTEM_ALERT:
+            raise ValueError("not this one")
+        return _Count(self.seen + 1)
+
+
+class _Anything(_Count):
+    def evolve(self, event: ExecutionEvent) -> _Anything:
+        return _Anything(self.seen + 1)
+
+
+def test_a_fact_that_one_part_cannot_fold_is_in_none_though_the_decision_goes_on() -> None:
+    log = KeptLog()
+    ledger = Ledger(sink=log)
+    first, second = Part(_Anything()), Part(_Count())
+    with ledger:
+        ledger.record(EventType.INFO, (first, second), task_id="t1")
+        with suppress(ValueError):
+            ledger.record(EventType.SYSTEM_ALERT, (first, second), task_id="t1")
+        ledger.record(EventType.INFO, (first, second), task_id="t1")
+    assert (first.value.seen, second.value.seen) == (2, 2)
+    assert [(event.event_type, event.sequence) for event in log.events] == [(EventType.INFO, 1), (EventType.INFO, 2)]
+
+
+def test_nothing_is_kept_or_changed_outside_a_decision() -> None:
+    ledger, cell = Ledger(), Cell("before")
+    for call in (
+        lambda: ledger.record(EventType.INFO, task_id="t1"),
+        lambda: ledger.put(cell, "after"),
+        lambda: ledger.keep(ResultRecord(execution_id="e1", body=b"")),
+        lambda: ledger.settling(lambda: None),
+        lambda: ledger.afterwards(lambda: None),
+    ):
+        with pytest.raises(RuntimeError, match="decision"):
+            call()
+    assert cell.value == "before"
 
 
 class _Refusing:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Listener = Callable[["CancellationToken"], None]
 
 _log = logging.getLogger(__name__)
+# One for all tokens, since it is held for some assignments only; an own one would double the size of a token.
+# A signal handler may cancel while its thread holds it.
+_lock = threading.RLock()
 
 
 class CancellationToken:
@@ -30,19 +33,18 @@ class CancellationToken:
     """
 
     __slots__ = (
-        "__weakref__", "_cancelled_at", "_children", "_clock", "_deadline_text", "_listeners", "_lock", "_parent",
-        "_reason", "_timed_out", "_two_way", "deadline", "timeout_seconds", "token_id",
+        "__weakref__", "_cancelled_at", "_children", "_clock", "_deadline_text", "_id", "_listeners", "_parent",
+        "_reason", "_timed_out", "_two_way", "deadline", "timeout_seconds",
     )  # fmt: skip
 
     def __init__(self, token_id: str | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        self.token_id = token_id or new_id()
+        self._id = token_id
         self.timeout_seconds: float | None = None
         """What `with_timeout` was given for this token."""
         self.deadline: float | None = None
         """The earliest that concerns this token, on the clock's monotonic scale, in seconds; None without one."""
         self._deadline_text = ""
         self._clock = clock
-        self._lock = threading.RLock()
         self._cancelled_at: datetime | None = None
         self._reason = ""
         self._timed_out = False
@@ -54,6 +56,14 @@ class CancellationToken:
     def __repr__(self) -> str:
         state = f"cancelled: {self._reason!r}" if self._cancelled_at else "live"
         return f"<CancellationToken {self.token_id[:8]} {state}>"
+
+    @property
+    def token_id(self) -> str:
+        """Made when it is first read, where none was given."""
+        with _lock:
+            if self._id is None:
+                self._id = new_id()
+            return self._id
 
     @property
     def is_cancelled(self) -> bool:
@@ -112,7 +122,7 @@ class CancellationToken:
 
     def on_cancel(self, listener: Listener) -> Callable[[], None]:
         """Call `listener(token)` once, when cancelled, outside the lock; at once if it is. Returns the undo."""
-        with self._lock:
+        with _lock:
             if self._cancelled_at is None:
                 self._listeners = (*self._listeners, listener)
                 return lambda: self.forget(listener)
@@ -129,7 +139,7 @@ class CancellationToken:
         if token is self:
             return
         token._parent = self
-        with self._lock:
+        with _lock:
             live = self._cancelled_at is None
             if live:
                 self._children = (*self._children, token)
@@ -156,7 +166,7 @@ class CancellationToken:
 
     def _limit(self, deadline: float, text: str) -> None:
         """Take over an earlier deadline, and hand it on to whoever it concerns."""
-        with self._lock:
+        with _lock:
             if self.deadline is not None and self.deadline <= deadline:
                 return
             self.deadline, self._deadline_text = deadline, text
@@ -168,7 +178,7 @@ class CancellationToken:
 
     def forget(self, listener: Listener) -> None:
         """As the undo of `on_cancel`, for whoever does not want to keep one."""
-        with self._lock:
+        with _lock:
             left = list(self._listeners)
             if listener in left:
                 left.remove(listener)
@@ -178,7 +188,7 @@ class CancellationToken:
         child = CancellationToken(self.token_id if two_way else None, clock=self._clock)
         child._parent = self
         child._two_way = two_way
-        with self._lock:
+        with _lock:
             if self._cancelled_at is None:
                 child.deadline, child._deadline_text = self.deadline, self._deadline_text
                 self._children = (*self._children, child)
@@ -187,7 +197,7 @@ class CancellationToken:
         return child
 
     def _cancel(self, reason: str, *, timed_out: bool) -> bool:
-        with self._lock:
+        with _lock:
             if self._cancelled_at is not None:
                 return False
             self._reason = reason
@@ -213,5 +223,5 @@ class CancellationToken:
             _log.exception("A listener of the cancellation token %s failed", self.token_id)
 
     def _disown(self, child: CancellationToken) -> None:
-        with self._lock:
+        with _lock:
             self._children = tuple(each for each in self._children if each is not child)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, MessageLevel
+from vespera_exec.model.values import drafts
 
 # JSON as Python holds it. Everything in `details` and `progress_data` is of this kind.
 Json = Any
@@ -29,19 +30,24 @@ def new_id() -> str:
 
 
 def _drawn() -> list[str]:
-    """Ids in bulk: each system call would hand the interpreter's lock to the writer thread."""
+    """Ids in bulk: each system call would hand the interpreter's lock to the writer thread.
+
+    The digits of all ids are laid out place by place between dashes, in less than half the time of slices of each.
+    """
     octets = bytearray(os.urandom(16 * _POOL))
     octets[6::16] = octets[6::16].translate(_VERSION)
     octets[8::16] = octets[8::16].translate(_VARIANT)
-    digits = octets.hex()
-    return [
-        f"{digits[at : at + 8]}-{digits[at + 8 : at + 12]}-{digits[at + 12 : at + 16]}"
-        f"-{digits[at + 16 : at + 20]}-{digits[at + 20 : at + 32]}"
-        for at in range(0, 32 * _POOL, 32)
-    ]
+    digits = octets.hex().encode()
+    laid_out = bytearray(b"-" * (_LENGTH * _POOL))
+    for digit, place in enumerate(_PLACES):
+        laid_out[place::_LENGTH] = digits[digit::32]
+    text = laid_out.decode()
+    return [text[at : at + _LENGTH] for at in range(0, len(text), _LENGTH)]
 
 
 _POOL = 256
+_LENGTH = 36
+_PLACES = [place for place in range(_LENGTH) if place not in (8, 13, 18, 23)]
 _VERSION = bytes(octet & 0x0F | 0x40 for octet in range(256))
 _VARIANT = bytes(octet & 0x3F | 0x80 for octet in range(256))
 _pool: list[str] = []
@@ -151,26 +157,7 @@ class ExecutionEvent:
         )
 
 
-class _Draft:
-    """The slots of an event while they are filled in: a frozen dataclass pays a function call for each."""
-
-    __slots__ = ExecutionEvent.__slots__
-
-    event_type: EventType
-    event_id: str
-    timestamp: datetime
-    task_id: str
-    execution_id: str | None
-    step_id: str | None
-    sequence: int
-    cursor: int | None
-    old_status: ExecutionStatus | None
-    new_status: ExecutionStatus | None
-    message: str
-    phase: ExecutionPhase | None
-    progress_data: dict[str, Json] | None
-    details: dict[str, Json]
-    level: MessageLevel | None
+_draft = drafts(ExecutionEvent)
 
 
 def recorded_event(
@@ -179,18 +166,20 @@ def recorded_event(
     task_id: str,
     execution_id: str | None,
     sequence: int,
-    *,
-    step_id: str | None = None,
-    old_status: ExecutionStatus | None = None,
-    new_status: ExecutionStatus | None = None,
-    message: str = "",
-    phase: ExecutionPhase | None = None,
-    progress_data: dict[str, Json] | None = None,
-    details: dict[str, Json] | None = None,
-    level: MessageLevel | None = None,
+    step_id: str | None,
+    old_status: ExecutionStatus | None,
+    new_status: ExecutionStatus | None,
+    message: str,
+    phase: ExecutionPhase | None,
+    progress_data: dict[str, Json] | None,
+    details: dict[str, Json] | None,
+    level: MessageLevel | None,
 ) -> ExecutionEvent:
-    """An event as the ledger makes it: the same object as `ExecutionEvent(...)` gives, in a third of the time."""
-    made = _Draft()
+    """An event as the ledger makes it: the same object as `ExecutionEvent(...)` gives, in a third of the time.
+
+    Its parameters go by their place, which takes half as long as by name.
+    """
+    made = _draft()
     made.event_type = event_type
     made.event_id = new_id()
     made.timestamp = timestamp
@@ -206,5 +195,5 @@ def recorded_event(
     made.progress_data = progress_data
     made.details = {} if details is None else details
     made.level = level
-    made.__class__ = ExecutionEvent  # pyright: ignore[reportAttributeAccessIssue] - same slots; sealed from here on
-    return cast("ExecutionEvent", made)
+    made.__class__ = ExecutionEvent
+    return made

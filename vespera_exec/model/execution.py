@@ -10,7 +10,7 @@ from vespera_exec.model.cancellation import CancellationToken
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus
 from vespera_exec.model.events import new_id
-from vespera_exec.model.jsonable import jsonable, whole_json
+from vespera_exec.model.jsonable import details_of, jsonable, whole_json
 from vespera_exec.model.ledger import Cell, Ledger, Part
 from vespera_exec.model.legacy import LEGACY_FIELDS, FoldedField, TaskExecution, legacy_record
 from vespera_exec.model.listeners import Subscribers
@@ -94,14 +94,14 @@ class EnhancedTaskExecution(TaskExecution):
         self.enable_event_streaming = enable_event_streaming
         self.max_events_in_memory = max_events_in_memory
         self.max_sessions_in_memory = max_sessions_in_memory
-        self._custom_metrics = dict(custom_metrics or {})
+        self._custom_metrics = dict(custom_metrics) if custom_metrics else None
         self._global_token = global_cancellation_token
-        self._subscribers = Subscribers()
+        self._subscribers: Subscribers | None = None
+        """From the first callback on."""
         self._on_begin = on_begin
         self._on_end = on_end
         self._retrying = False
         self._output = ""
-        self._ledger.listen(self._heard)
         if current_session is not None:
             self.adopt(current_session)
 
@@ -168,12 +168,7 @@ class EnhancedTaskExecution(TaskExecution):
             for name, value in fields.items()
         }
         with self._ledger:
-            before = self.record
-            changed = {name: value for name, value in fields.items() if getattr(before, name) != value}
-            if changed:
-                self._ledger.record(
-                    EventType.TASK_UPDATED, (self._record,), task_id=before.task_id, details={"fields": changed}
-                )
+            self._change(fields)
 
     # one session after the other
 
@@ -314,7 +309,11 @@ class EnhancedTaskExecution(TaskExecution):
 
     def add_status_callback(self, callback: Callback) -> Subscription:
         """Call back for every event of this task's executions, the coming ones included."""
-        return self._subscribers.add(callback)
+        with self._ledger:
+            if self._subscribers is None:
+                self._subscribers = Subscribers()
+                self._ledger.listen(self._heard)
+            return self._subscribers.add(callback)
 
     # answers
 
@@ -378,14 +377,23 @@ class EnhancedTaskExecution(TaskExecution):
             on_end=self._session_ended,
         )
 
+    def _change(self, fields: Mapping[str, Json]) -> None:
+        """Within a decision: `change`, to fields that there are, by values that are JSON."""
+        before = self._record.value
+        changed = {name: value for name, value in fields.items() if getattr(before, name) != value}
+        if changed:
+            self._ledger.record(
+                EventType.TASK_UPDATED, (self._record,), task_id=before.task_id, details={"fields": changed}
+            )
+
     def _hold(self, **changes: Any) -> None:
         self._ledger.put(self._recent, copy(self._recent.value, **changes))
 
     def _begun(self, session: ExecutionSession) -> None:
         fields: dict[str, Json] = {"current_execution_id": session.session_id}
         if session.role_name is not None:
-            fields["assigned_role"] = session.role_name
-        self.change(**fields)
+            fields["assigned_role"] = jsonable(session.role_name)
+        self._change(fields)
         self._hold(current=session)
         self._link_token(session)
 
@@ -405,7 +413,7 @@ class EnhancedTaskExecution(TaskExecution):
 
     def _session_ended(self, session: ExecutionSession) -> None:
         """Within the decision that ended it: count, keep the record, make room for the next."""
-        self.change(**counted(self.record, session))
+        self._change(details_of(counted(self.record, session)))
         self._ledger.put(self._recent, self._recent.value.after(session, self.max_sessions_in_memory))
         ended = legacy_record(session.lifecycle, session.get_execution_summary(), self._output)
         self._ledger.settling(lambda: self._remember(ended))
@@ -417,7 +425,7 @@ class EnhancedTaskExecution(TaskExecution):
         del self.execution_history[:-_MAX_RECORDS]
 
     def _heard(self, event: ExecutionEvent) -> None:
-        if event.execution_id is not None and self.enable_event_streaming:
+        if event.execution_id is not None and self.enable_event_streaming and self._subscribers is not None:
             self._subscribers.offer(event)
 
 

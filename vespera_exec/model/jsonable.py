@@ -63,6 +63,8 @@ def jsonable(value: object) -> Json:
 
     Never fails. Not-a-number and the infinities become None; below 32 levels only text is left.
     """
+    if type(value) is str and value.isascii():
+        return value
     return _copied(value, 0, strict=False, cut=True)
 
 

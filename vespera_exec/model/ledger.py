@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
 from vespera_exec.model.events import ExecutionEvent, Json, recorded_event
@@ -84,8 +84,7 @@ State = TaskRecord | Lifecycle | Progress | StepState | PlanState
 Row = State | ResultRecord | RequestRecord | IdempotencyRecord | CheckpointRecord | CacheRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One decision: its events in order, and the rows they leave behind. Stored whole or not at all.
 
     Of the folded values only those that the decision changed are among the rows, each once.
@@ -128,9 +127,35 @@ class Part(Cell[V]):
 
 
 # A plain tuple: one is made for every nested decision.
-_Mark = tuple[int, int, int, int, int]
+_Calls = tuple["Callable[[], None]", ...]
+_Mark = tuple[int, int, int, _Calls, _Calls]
 """How far the running decision was when a nested one began: events, undo, rows, settling, afterwards."""
-_START: _Mark = (0, 0, 0, 0, 0)
+_START: _Mark = (0, 0, 0, (), ())
+
+
+class _Decision:
+    """What the running decision has come to; there is none between two of them.
+
+    `marks` has one for each decision that is nested in it now. The calls are few, and mostly none.
+    """
+
+    __slots__ = ("afterwards", "at", "closing", "events", "marks", "rows", "settling", "undo")
+
+    def __init__(self) -> None:
+        self.at: datetime | None = None
+        self.closing = False
+        self.marks: list[_Mark] = []
+        self.events: list[ExecutionEvent] = []
+        self.undo: list[tuple[Cell[Any], Any]] = []
+        self.rows: list[Row] = []
+        self.settling: _Calls = ()
+        self.afterwards: _Calls = ()
+
+    def changed(self) -> list[Row]:
+        """The parts that it changed, each once, as they are now."""
+        undo = self.undo
+        cells = [undo[0][0]] if len(undo) == 1 else dict.fromkeys([cell for cell, _ in undo])
+        return [cell.value for cell in cells if isinstance(cell, Part)]
 
 
 class Ledger:
@@ -142,65 +167,45 @@ class Ledger:
     were put off with `afterwards` come when it is released. Never await within a decision.
     """
 
-    __slots__ = (
-        "_afterwards", "_closing", "_decided_at", "_depth", "_events", "_listeners", "_lock", "_marks", "_rows",
-        "_sequences", "_settling", "_undo", "clock", "sink",
-    )  # fmt: skip
+    __slots__ = ("_listeners", "_lock", "_running", "_sequences", "clock", "sink")
 
     def __init__(self, *, sink: Sink | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self.clock = clock
         self.sink = sink
         self._lock = threading.RLock()
-        self._depth = 0
-        self._closing = False
-        self._decided_at: datetime | None = None
+        self._running: _Decision | None = None
         self._sequences: dict[str, int] = {}
-        self._listeners: list[Callable[[ExecutionEvent], None]] = []
-        self._marks: list[_Mark] = []
-        self._events: list[ExecutionEvent] = []
-        self._undo: list[tuple[Cell[Any], Any]] = []
-        self._rows: list[Row] = []
-        self._settling: list[Callable[[], None]] = []
-        self._afterwards: list[Callable[[], None]] = []
+        self._listeners: tuple[Callable[[ExecutionEvent], None], ...] = ()
 
     def __enter__(self) -> Self:
         self._lock.acquire()
-        if self._depth:
-            reached = len(self._events), len(self._undo), len(self._rows), len(self._settling), len(self._afterwards)
-            self._marks.append(reached)
-        self._depth += 1
+        running = self._running
+        if running is None:
+            self._running = _Decision()
+        else:
+            reached = len(running.events), len(running.undo), len(running.rows), running.settling, running.afterwards
+            running.marks.append(reached)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._depth > 1:
-            mark = self._marks.pop()
+        running = self._decision()
+        if running.marks:
+            mark = running.marks.pop()
             if kind is not None:
-                self._roll_back(mark)
-            self._depth -= 1
+                self._roll_back(running, mark)
             self._lock.release()
             return
-        afterwards = self._afterwards
         try:
             if kind is not None:
-                self._roll_back(_START)
-            elif self._events or self._rows or self._settling:
-                self._close()
+                self._roll_back(running, _START)
+            elif running.events or running.rows or running.settling:
+                self._close(running)
         finally:
-            self._undo = []
-            self._decided_at = None
-            if self._events:
-                self._events = []
-            if self._rows:
-                self._rows = []
-            if self._settling:
-                self._settling = []
-            if afterwards:
-                self._afterwards = []
-            self._depth = 0
+            self._running = None
             self._lock.release()
-        for call in afterwards:
+        for call in running.afterwards:
             call()
 
     def record(
@@ -223,57 +228,50 @@ class Ledger:
 
         All facts of one decision have one time: that of the first.
         """
-        if self._depth == 0 or self._closing:
+        running = self._running
+        if running is None or running.closing:
             raise RuntimeError("a fact is recorded within a decision, and never by a listener")
-        at = self._decided_at
+        at = running.at
         if at is None:
-            at = self._decided_at = self.clock.now()
+            at = running.at = self.clock.now()
         stream = execution_id or task_id
         sequence = self._sequences.get(stream, 0) + 1
         event = recorded_event(
-            event_type,
-            at,
-            task_id,
-            execution_id,
-            sequence,
-            step_id=step_id,
-            message=message if message.isascii() else clean_text(message),
-            phase=phase,
-            details=details,
-            progress_data=progress_data,
-            old_status=old_status,
-            new_status=new_status,
-            level=level,
-        )
-        evolved: list[tuple[Part[Any], Any, Any]] = []
-        for part in parts:
-            before = part.value
-            after = before.evolve(event)
-            if after is not before:
-                evolved.append((part, before, after))
+            event_type, at, task_id, execution_id, sequence, step_id, old_status, new_status,
+            message if message.isascii() else clean_text(message), phase, progress_data, details, level,
+        )  # fmt: skip
+        undo = running.undo
+        reached = len(undo)
+        try:
+            for part in parts:
+                before = part.value
+                after = before.evolve(event)
+                if after is not before:
+                    undo.append((part, before))
+                    part.value = after
+        except BaseException:
+            _put_back(undo, reached)
+            raise
         self._sequences[stream] = sequence
-        for part, before, after in evolved:
-            self._undo.append((part, before))
-            part.value = after
-        self._events.append(event)
+        running.events.append(event)
         return event
 
     def put(self, cell: Cell[T], value: T) -> None:
         """Change a value that is not stored, within the running decision."""
-        self._undo.append((cell, cell.value))
+        self._decision().undo.append((cell, cell.value))
         cell.value = value
 
     def keep(self, row: Row) -> None:
         """Store a row in the same transaction as the running decision."""
-        self._rows.append(row)
+        self._decision().rows.append(row)
 
     def settling(self, call: Callable[[], None]) -> None:
         """Call when the sink has the running decision and nobody has heard of it; not at all if it is undone."""
-        self._settling.append(call)
+        self._decision().settling += (call,)
 
     def afterwards(self, call: Callable[[], None]) -> None:
         """Call when the running decision is closed, heard, and the lock is free; not at all if it is undone."""
-        self._afterwards.append(call)
+        self._decision().afterwards += (call,)
 
     def resume_at(self, stream: str, sequence: int) -> None:
         """Go on counting a stream that an earlier owner wrote."""
@@ -291,46 +289,49 @@ class Ledger:
     def listen(self, listener: Callable[[ExecutionEvent], None]) -> Callable[[], None]:
         """Hear every event once its decision is closed; under the lock, so hand over, do not work. Returns the undo."""
         with self._lock:
-            self._listeners.append(listener)
+            self._listeners = (*self._listeners, listener)
         return lambda: self.unlisten(listener)
 
     def unlisten(self, listener: Callable[[ExecutionEvent], None]) -> None:
         """As the undo of `listen`, for whoever does not want to keep one."""
         with self._lock:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
+            left = list(self._listeners)
+            if listener in left:
+                left.remove(listener)
+                self._listeners = tuple(left)
 
-    def _close(self) -> None:
-        self._closing = True
-        try:
-            if self.sink is not None and (self._events or self._rows):
-                try:
-                    self.sink.append(Batch(tuple(self._events), (*self._changed(), *self._rows)))
-                except BaseException:
-                    self._roll_back(_START)
-                    raise
-            for call in self._settling:
-                call()
-            for listener in tuple(self._listeners):
-                for event in self._events:
-                    listener(event)
-        finally:
-            self._closing = False
+    def _decision(self) -> _Decision:
+        running = self._running
+        if running is None:
+            raise RuntimeError("there is no decision that this could belong to; make one with `with ledger:`")
+        return running
 
-    def _changed(self) -> list[Row]:
-        """The parts that the decision changed, each once, as they are now."""
-        undo = self._undo
-        cells = [undo[0][0]] if len(undo) == 1 else dict.fromkeys(cell for cell, _ in undo)
-        return [cast("Row", cell.value) for cell in cells if isinstance(cell, Part)]
+    def _close(self, running: _Decision) -> None:
+        running.closing = True
+        events = running.events
+        if self.sink is not None and (events or running.rows):
+            try:
+                self.sink.append(Batch(tuple(events), (*running.changed(), *running.rows)))
+            except BaseException:
+                self._roll_back(running, _START)
+                raise
+        for call in running.settling:
+            call()
+        for listener in self._listeners:
+            for event in events:
+                listener(event)
 
-    def _roll_back(self, mark: _Mark) -> None:
-        events, undo, rows, settling, afterwards = mark
-        for cell, value in reversed(self._undo[undo:]):
-            cell.value = value
-        for event in self._events[events:]:
+    def _roll_back(self, running: _Decision, mark: _Mark) -> None:
+        events, undo, rows, running.settling, running.afterwards = mark
+        _put_back(running.undo, undo)
+        for event in running.events[events:]:
             self._sequences[event.stream] -= 1
-        del self._undo[undo:]
-        del self._events[events:]
-        del self._rows[rows:]
-        del self._settling[settling:]
-        del self._afterwards[afterwards:]
+        del running.events[events:]
+        del running.rows[rows:]
+
+
+def _put_back(undo: list[tuple[Cell[Any], Any]], reached: int) -> None:
+    """Take back the changes after the first `reached`."""
+    for cell, value in reversed(undo[reached:]):
+        cell.value = value
+    del undo[reached:]

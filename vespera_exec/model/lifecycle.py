@@ -15,12 +15,19 @@ from vespera_exec.model.stays import PARKED, PhaseRecord, closed, moved
 from vespera_exec.model.values import copier
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from vespera_exec.model.capacity import CapacityUse
 
 _T = TypeVar("_T")
+
+# Looked up once: in Python 3.11 that takes as long as a function call.
+_PENDING = ExecutionStatus.PENDING
+_PREPARING = ExecutionStatus.PREPARING
+_PAUSED = ExecutionStatus.PAUSED
+_RECOVERING = ExecutionStatus.RECOVERING
+_CANCELLED = (ExecutionStatus.CANCELLING, ExecutionStatus.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,113 +113,8 @@ class Lifecycle:
 
     def evolve(self, event: ExecutionEvent) -> Lifecycle:
         """The state after `event`; events that only annotate leave it as it was."""
-        if event.event_type not in _FOLDED:
-            return self
-        match event.event_type:
-            case EventType.STATUS_CHANGE:
-                return self._changed(event)
-            case EventType.PHASE_CHANGE:
-                return self._entered(event)
-            case EventType.OWNER_CHANGED:
-                clock = mapping(event.details.get("clock"))
-                return _copy(
-                    self,
-                    owner=event.details["owner"],
-                    generation=event.details["generation"],
-                    active_seconds=clock.get("active", self.active_seconds),
-                    paused_seconds=clock.get("paused", self.paused_seconds),
-                    queue_seconds=clock.get("queued", self.queue_seconds),
-                    clock_read_at=event.timestamp,
-                    sequence=event.sequence,
-                )
-            case EventType.LEASE_GRANTED:
-                lease = Lease.from_dict(event.details["lease"])
-                return _copy(self, lease=lease, claims=lease.fence, sequence=event.sequence)
-            case EventType.LEASE_ENDED:
-                return _copy(self, lease=None, sequence=event.sequence)
-            case EventType.CHECKPOINT_CREATED if "state" in event.details:
-                return _copy(
-                    self,
-                    checkpoint=event.details["state"],
-                    checkpoint_at=_checkpointed(event),
-                    restored_from=event.details.get("restored_from", self.restored_from),
-                    sequence=event.sequence,
-                )
-            case EventType.APPROVAL_REQUESTED | EventType.APPROVAL_APPROVED | EventType.APPROVAL_REJECTED:
-                inputs = folded(self.inputs, event)
-                return self if inputs is self.inputs else _copy(self, inputs=inputs, sequence=event.sequence)
-            case EventType.RESOURCE_ALLOCATED | EventType.RESOURCE_RELEASED if event.step_id is None:
-                return _copy(self, capacity=capacity.folded(self.capacity, event), sequence=event.sequence)
-            case _:
-                return self
-
-    def _entered(self, event: ExecutionEvent) -> Lifecycle:
-        clock = mapping(event.details.get("clock"))
-        active = clock.get("active", self.active_seconds)
-        return _copy(
-            self,
-            current_phase=event.phase,
-            phase_entered_active=active,
-            phases=moved(self.phases, event),
-            active_seconds=active,
-            paused_seconds=clock.get("paused", self.paused_seconds),
-            queue_seconds=clock.get("queued", self.queue_seconds),
-            clock_read_at=event.timestamp,
-            sequence=event.sequence,
-        )
-
-    def _changed(self, event: ExecutionEvent) -> Lifecycle:
-        new, at, details = _required(event.new_status), event.timestamp, event.details
-        clock = mapping(details.get("clock"))
-        changes: dict[str, Any] = {
-            "status": new,
-            "status_message": event.message,
-            "sequence": event.sequence,
-            "active_seconds": clock.get("active", self.active_seconds),
-            "paused_seconds": clock.get("paused", self.paused_seconds),
-            "queue_seconds": clock.get("queued", self.queue_seconds),
-            "clock_read_at": at,
-        }
-        if (made := details.get("session")) is not None:
-            changes |= self._made(made) | {"task_id": event.task_id, "created_at": at}
-        if (role := details.get("role")) is not None:
-            changes["role_name"] = role
-        match new:
-            case ExecutionStatus.PENDING:
-                changes["queued_at"] = at
-            case ExecutionStatus.PREPARING if self.started_at is None:
-                changes["started_at"] = at
-            case ExecutionStatus.RECOVERING:
-                changes["recovery_attempts"] = self.recovery_attempts + 1
-            case ExecutionStatus.CANCELLING | ExecutionStatus.CANCELLED if self.cancellation_reason is None:
-                changes["cancellation_reason"] = details.get("reason", event.message)
-            case _:
-                pass
-        if new is ExecutionStatus.PAUSED:
-            changes |= {"paused_at": at, "paused_from": self.status}
-        elif self.status is ExecutionStatus.PAUSED:
-            changes |= {"paused_at": None, "paused_from": None, "resumed_at": at}
-        if new.is_terminal:
-            changes |= {"completed_at": at, "current_phase": None, "outcome": details.get("outcome") or {}}
-            changes["phases"] = closed(self.phases, event, new.value)
-        return _copy(self, **changes)
-
-    def _made(self, made: Mapping[str, Json]) -> dict[str, Any]:
-        """What the first change says of the session as such."""
-        return {
-            "run_id": made.get("run_id") or self.execution_id,
-            "attempt": made.get("attempt", 1),
-            "parent_execution_id": made.get("parent"),
-            "role_name": made.get("role"),
-            "priority": made.get("priority", 5),
-            "not_before": stamp(made["not_before"]) if made.get("not_before") else None,
-            "owner": made.get("owner"),
-            "generation": made.get("generation", 1),
-            "checkpoint": made.get("checkpoint"),
-            "checkpoint_at": stamp(made["checkpoint_at"]) if made.get("checkpoint_at") else None,
-            "restored_from": made.get("restored_from"),
-            "inputs": questions(made.get("inputs") or ()),
-        }
+        fold = _FOLDS.get(event.event_type)
+        return self if fold is None else fold(self, event)
 
     def to_dict(self) -> dict[str, Json]:
         return {
@@ -261,27 +163,145 @@ class Lifecycle:
         return cls(**present(data, _NAMES, _READERS))
 
 
+def idle(execution_id: str, task_id: str, role_name: str | None) -> Lifecycle:
+    """Of an execution that has just been made, the first of its run."""
+    return _copy(_IDLE, execution_id=execution_id, task_id=task_id, run_id=execution_id, role_name=role_name)
+
+
 def _phases(stored: list[Mapping[str, Json]]) -> tuple[PhaseRecord, ...]:
     return tuple(PhaseRecord.from_dict(each) for each in stored)
 
 
-_FOLDED = frozenset(
-    {
-        EventType.STATUS_CHANGE,
-        EventType.PHASE_CHANGE,
-        EventType.OWNER_CHANGED,
-        EventType.LEASE_GRANTED,
-        EventType.LEASE_ENDED,
-        EventType.CHECKPOINT_CREATED,
-        EventType.APPROVAL_REQUESTED,
-        EventType.APPROVAL_APPROVED,
-        EventType.APPROVAL_REJECTED,
-        EventType.RESOURCE_ALLOCATED,
-        EventType.RESOURCE_RELEASED,
+def _changed(life: Lifecycle, event: ExecutionEvent) -> Lifecycle:
+    new, at, details = _required(event.new_status), event.timestamp, event.details
+    clock = mapping(details.get("clock"))
+    changes: dict[str, Any] = {
+        "status": new,
+        "status_message": event.message,
+        "sequence": event.sequence,
+        "active_seconds": clock.get("active", life.active_seconds),
+        "paused_seconds": clock.get("paused", life.paused_seconds),
+        "queue_seconds": clock.get("queued", life.queue_seconds),
+        "clock_read_at": at,
     }
-)
-"""What `evolve` looks at: most events are none of these, and one look is a tenth of a dozen."""
+    if (made := details.get("session")) is not None:
+        changes |= _made(life, made) | {"task_id": event.task_id, "created_at": at}
+    if (role := details.get("role")) is not None:
+        changes["role_name"] = role
+    if new is _PENDING:
+        changes["queued_at"] = at
+    elif new is _PREPARING and life.started_at is None:
+        changes["started_at"] = at
+    elif new is _RECOVERING:
+        changes["recovery_attempts"] = life.recovery_attempts + 1
+    elif new in _CANCELLED and life.cancellation_reason is None:
+        changes["cancellation_reason"] = details.get("reason", event.message)
+    if new is _PAUSED:
+        changes |= {"paused_at": at, "paused_from": life.status}
+    elif life.status is _PAUSED:
+        changes |= {"paused_at": None, "paused_from": None, "resumed_at": at}
+    if new.is_terminal:
+        changes |= {"completed_at": at, "current_phase": None, "outcome": details.get("outcome") or {}}
+        changes["phases"] = closed(life.phases, event, new.value)
+    return _copy(life, **changes)
+
+
+def _made(life: Lifecycle, made: Mapping[str, Json]) -> dict[str, Any]:
+    """What the first change says of the session as such."""
+    return {
+        "run_id": made.get("run_id") or life.execution_id,
+        "attempt": made.get("attempt", 1),
+        "parent_execution_id": made.get("parent"),
+        "role_name": made.get("role"),
+        "priority": made.get("priority", 5),
+        "not_before": stamp(made["not_before"]) if made.get("not_before") else None,
+        "owner": made.get("owner"),
+        "generation": made.get("generation", 1),
+        "checkpoint": made.get("checkpoint"),
+        "checkpoint_at": stamp(made["checkpoint_at"]) if made.get("checkpoint_at") else None,
+        "restored_from": made.get("restored_from"),
+        "inputs": questions(made.get("inputs") or ()),
+    }
+
+
+def _entered(life: Lifecycle, event: ExecutionEvent) -> Lifecycle:
+    clock = mapping(event.details.get("clock"))
+    active = clock.get("active", life.active_seconds)
+    return _copy(
+        life,
+        current_phase=event.phase,
+        phase_entered_active=active,
+        phases=moved(life.phases, event),
+        active_seconds=active,
+        paused_seconds=clock.get("paused", life.paused_seconds),
+        queue_seconds=clock.get("queued", life.queue_seconds),
+        clock_read_at=event.timestamp,
+        sequence=event.sequence,
+    )
+
+
+def _owned(life: Lifecycle, event: ExecutionEvent) -> Lifecycle:
+    clock = mapping(event.details.get("clock"))
+    return _copy(
+        life,
+        owner=event.details["owner"],
+        generation=event.details["generation"],
+        active_seconds=clock.get("active", life.active_seconds),
+        paused_seconds=clock.get("paused", life.paused_seconds),
+        queue_seconds=clock.get("queued", life.queue_seconds),
+        clock_read_at=event.timestamp,
+        sequence=event.sequence,
+    )
+
+
+def _leased(life: Lifecycle, event: ExecutionEvent) -> Lifecycle:
+    lease = Lease.from_dict(event.details["lease"])
+    return _copy(life, lease=lease, claims=lease.fence, sequence=event.sequence)
+
+
+def _unleased(life: Lifecycle, event: ExecutionEvent) -> Lifecycle:
+    return _copy(life, lease=None, sequence=event.sequence)
+
+
+def _checkpointed(life: Lifecycle, event: ExecutionEvent) -> Lifecycle:
+    if "state" not in event.details:
+        return life
+    return _copy(
+        life,
+        checkpoint=event.details["state"],
+        checkpoint_at=_checkpoint_time(event),
+        restored_from=event.details.get("restored_from", life.restored_from),
+        sequence=event.sequence,
+    )
+
+
+def _asked(life: Lifecycle, event: ExecutionEvent) -> Lifecycle:
+    inputs = folded(life.inputs, event)
+    return life if inputs is life.inputs else _copy(life, inputs=inputs, sequence=event.sequence)
+
+
+def _holding(life: Lifecycle, event: ExecutionEvent) -> Lifecycle:
+    if event.step_id is not None:
+        return life
+    return _copy(life, capacity=capacity.folded(life.capacity, event), sequence=event.sequence)
+
+
+_FOLDS: Mapping[EventType, Callable[[Lifecycle, ExecutionEvent], Lifecycle]] = {
+    EventType.STATUS_CHANGE: _changed,
+    EventType.PHASE_CHANGE: _entered,
+    EventType.OWNER_CHANGED: _owned,
+    EventType.LEASE_GRANTED: _leased,
+    EventType.LEASE_ENDED: _unleased,
+    EventType.CHECKPOINT_CREATED: _checkpointed,
+    EventType.APPROVAL_REQUESTED: _asked,
+    EventType.APPROVAL_APPROVED: _asked,
+    EventType.APPROVAL_REJECTED: _asked,
+    EventType.RESOURCE_ALLOCATED: _holding,
+    EventType.RESOURCE_RELEASED: _holding,
+}
+"""What `evolve` looks at: most events are none of these."""
 _copy = copier(Lifecycle)
+_IDLE = Lifecycle(execution_id="")
 _NAMES = tuple(each.name for each in fields(Lifecycle))
 _READERS: Readers = {
     "status": ExecutionStatus,
@@ -308,7 +328,7 @@ _READERS: Readers = {
 }
 
 
-def _checkpointed(event: ExecutionEvent) -> datetime | None:
+def _checkpoint_time(event: ExecutionEvent) -> datetime | None:
     """When the work made the checkpoint of the event: earlier, where it was put back to it; None where to none."""
     if "at" not in event.details:
         return event.timestamp

@@ -17,8 +17,7 @@ Scope = Literal["read", "operate", "worker"]
 SCOPES: Final[tuple[Scope, ...]] = ("read", "operate", "worker")
 
 
-def _no_env() -> Mapping[str, str]:
-    return MappingProxyType({})
+_NO_ENV: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Caller:
     token: str | None = None
     """The id of the named token that brought it here."""
     cwd: str | None = None
-    env: Mapping[str, str] = field(default_factory=_no_env)
+    env: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)
 
     def sees(self, principal: str) -> bool:
         """Whether a task of `principal` is there for this caller."""

@@ -6,13 +6,21 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import cast
+from typing import Final, NamedTuple
 
 from vespera_exec.errors import InvalidProgress
 from vespera_exec.model.enums import EventType, ExecutionPhase, ExecutionStatus, ProgressType
 from vespera_exec.model.events import ExecutionEvent, Json, mapping
 from vespera_exec.model.rows import stamp
-from vespera_exec.model.values import copier
+from vespera_exec.model.values import drafts
+
+# Shared and never written; typed as mappings, which cannot be. (A proxy could not be copied or pickled.)
+_NOTHING: Mapping[str, Json] = {}
+
+# Looked up once: in Python 3.11 that takes as long as a function call.
+_PERCENTAGE: Final = ProgressType.PERCENTAGE
+_IDLE: Final = ExecutionStatus.IDLE
+_COMPLETED: Final = ExecutionStatus.COMPLETED
 
 SHOWN_BEFORE_THE_END = 99.0
 """Nothing shows 100 before the completion event has set it."""
@@ -43,7 +51,7 @@ def amount(name: str, value: object) -> float:
 
 def percentage_of(kind: ProgressType, current: float, total: float | None) -> float | None:
     """0 to 100, or None while it cannot be said (no total, or a total of 0)."""
-    if kind is ProgressType.PERCENTAGE:
+    if kind is _PERCENTAGE:
         return current
     if total is None or total == 0:
         return None
@@ -115,8 +123,8 @@ def measure(kind: ProgressType, current: object, total: object) -> tuple[float, 
     Raises:
         InvalidProgress: one is refused, or does not fit the type.
     """
-    number = amount("progress", current)
-    if kind is ProgressType.PERCENTAGE:
+    number = current if type(current) is float and 0.0 <= current < math.inf else amount("progress", current)
+    if kind is _PERCENTAGE:
         if total is not None:
             raise InvalidProgress("a percentage takes no total; use steps, items or bytes")
         if number > 100:
@@ -125,13 +133,12 @@ def measure(kind: ProgressType, current: object, total: object) -> tuple[float, 
     return number, None if total is None else amount("total", total)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgressReport:
+class ProgressReport(NamedTuple):
     """What the work says of its own progress: one value, in one of six types.
 
     `current` None keeps the value and changes the message only. `metric` names a custom metric, which
     may rise and fall; without it the report is about the work itself. `reset` allows the value to go
-    back (a rollback, a second pass).
+    back (a rollback, a second pass). Name the fields: their order is no promise.
     """
 
     progress_type: ProgressType = ProgressType.PERCENTAGE
@@ -139,7 +146,7 @@ class ProgressReport:
     total: float | None = None
     unit: str = ""
     message: str = ""
-    details: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    details: Mapping[str, Json] = _NOTHING
     metric: str | None = None
     reset: bool = False
 
@@ -152,8 +159,6 @@ class ProgressReport:
         return cls(progress_type=ProgressType.STEPS, current=done, total=total, unit="steps", message=message)
 
 
-# Shared and never written; typed as mappings, which cannot be. (A proxy could not be copied or pickled.)
-_NOTHING: Mapping[str, Json] = {}
 _NO_PHASES: Mapping[ExecutionPhase, ProgressState] = {}
 _NO_METRICS: Mapping[str, ProgressState] = {}
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -186,59 +191,8 @@ class Progress:
 
     def evolve(self, event: ExecutionEvent) -> Progress:
         """The state after `event`: a report, a phase that is entered, or the completion, which alone sets 100."""
-        kind = event.event_type
-        if kind is EventType.PROGRESS_UPDATE:
-            return self._reported(event)
-        if kind is EventType.STATUS_CHANGE:
-            return self._changed(event)
-        if kind is EventType.PHASE_CHANGE:
-            return _copy(self, phases=self._moved(event), sequence=event.sequence, updated_at=event.timestamp)
-        return _sealed(
-            self.execution_id,
-            self.overall,
-            self.phases,
-            self.custom,
-            self.reached,
-            self.completed,
-            event.sequence,
-            event.timestamp,
-        )
-
-    def _changed(self, event: ExecutionEvent) -> Progress:
-        at = event.timestamp
-        if event.new_status is ExecutionStatus.COMPLETED:
-            overall = _percent(100.0, event.message or self.overall.message, at)
-            return _copy(self, overall=overall, reached=100.0, completed=True, sequence=event.sequence, updated_at=at)
-        if event.old_status is ExecutionStatus.IDLE and self.overall is _UNTOUCHED:
-            return _copy(self, overall=_percent(0.0, "", at), sequence=event.sequence, updated_at=at)
-        return _copy(self, sequence=event.sequence, updated_at=at)
-
-    def _reported(self, event: ExecutionEvent) -> Progress:
-        overall, phases, custom, reached = self.overall, self.phases, self.custom, self.reached
-        data, seen, at = event.progress_data, event.details, event.timestamp
-        if data is not None:
-            overall = _state(data, at)
-            if (shown := data["percentage"]) is not None:
-                reached = shown  # lower than before only after a reset: `accepted` refuses all else
-        if seen:
-            if (of_phase := seen.get("phase_progress")) is not None and event.phase is not None:
-                phases = {**phases, event.phase: _state(of_phase, at)}
-            if of_metrics := mapping(seen.get("custom")):
-                custom = {**custom, **{name: _state(state, at) for name, state in of_metrics.items()}}
-        return _sealed(self.execution_id, overall, phases, custom, reached, self.completed, event.sequence, at)
-
-    def _moved(self, event: ExecutionEvent) -> Mapping[ExecutionPhase, ProgressState]:
-        """The phase that is left as completed stands at 100; the one that is entered, also again, at 0."""
-        phases = dict(self.phases)
-        left = event.details.get("left")
-        if left is not None and event.details.get("outcome") == "completed":
-            before = phases.get(ExecutionPhase(left))
-            if before is None or before.progress_type is ProgressType.PERCENTAGE:
-                message = before.message if before else ""
-                phases[ExecutionPhase(left)] = _percent(100.0, message, event.timestamp)
-        if event.phase is not None:
-            phases[event.phase] = _percent(0.0, "", event.timestamp)
-        return phases
+        fold = _FOLDS.get(event.event_type)
+        return _after(self, event) if fold is None else fold(self, event)
 
     def to_dict(self) -> dict[str, Json]:
         return {
@@ -271,7 +225,76 @@ class Progress:
         )
 
 
-_copy = copier(Progress)
+def untouched(execution_id: str) -> Progress:
+    """Of an execution that has just been made: the same as `Progress(...)` gives, in a third of the time."""
+    return _sealed(execution_id, _UNTOUCHED, _NO_PHASES, _NO_METRICS, 0.0, False, 0, _LONG_AGO)
+
+
+def _reported(before: Progress, event: ExecutionEvent) -> Progress:
+    overall, phases, custom, reached = before.overall, before.phases, before.custom, before.reached
+    data, seen, at = event.progress_data, event.details, event.timestamp
+    if data is not None:
+        overall = _state(data, at)
+        if (shown := data["percentage"]) is not None:
+            reached = shown  # lower than before only after a reset: `accepted` refuses all else
+    if seen:
+        if (of_phase := seen.get("phase_progress")) is not None and event.phase is not None:
+            phases = {**phases, event.phase: _state(of_phase, at)}
+        if of_metrics := mapping(seen.get("custom")):
+            custom = {**custom, **{name: _state(state, at) for name, state in of_metrics.items()}}
+    return _sealed(before.execution_id, overall, phases, custom, reached, before.completed, event.sequence, at)
+
+
+def _changed(before: Progress, event: ExecutionEvent) -> Progress:
+    at = event.timestamp
+    if event.new_status is _COMPLETED:
+        overall = _percent(100.0, event.message or before.overall.message, at)
+        return _sealed(before.execution_id, overall, before.phases, before.custom, 100.0, True, event.sequence, at)
+    if event.old_status is _IDLE and before.overall is _UNTOUCHED:
+        return _after(before, event, overall=_percent(0.0, "", at))
+    return _after(before, event)
+
+
+def _moved(before: Progress, event: ExecutionEvent) -> Progress:
+    """The phase that is left as completed stands at 100; the one that is entered, also again, at 0."""
+    phases = dict(before.phases)
+    left = event.details.get("left")
+    if left is not None and event.details.get("outcome") == "completed":
+        stood = phases.get(ExecutionPhase(left))
+        if stood is None or stood.progress_type is _PERCENTAGE:
+            message = stood.message if stood else ""
+            phases[ExecutionPhase(left)] = _percent(100.0, message, event.timestamp)
+    if event.phase is not None:
+        phases[event.phase] = _percent(0.0, "", event.timestamp)
+    return _after(before, event, phases=phases)
+
+
+def _after(
+    before: Progress,
+    event: ExecutionEvent,
+    *,
+    overall: ProgressState | None = None,
+    phases: Mapping[ExecutionPhase, ProgressState] | None = None,
+) -> Progress:
+    """As it was, but for what is given, and for the place in the log."""
+    return _sealed(
+        before.execution_id,
+        before.overall if overall is None else overall,
+        before.phases if phases is None else phases,
+        before.custom,
+        before.reached,
+        before.completed,
+        event.sequence,
+        event.timestamp,
+    )
+
+
+_FOLDS: Mapping[EventType, Callable[[Progress, ExecutionEvent], Progress]] = {
+    EventType.PROGRESS_UPDATE: _reported,
+    EventType.STATUS_CHANGE: _changed,
+    EventType.PHASE_CHANGE: _moved,
+}
+"""What an event changes besides the place in the log."""
 
 CustomMetric = Callable[[Progress, float], ProgressState | float | None]
 """A computed metric: `(progress, elapsed_seconds)` to its value, or None where it has none yet."""
@@ -292,7 +315,7 @@ def measurement(
         "percentage": percentage_of(kind, current, total),
         "message": message,
     }
-    if kind is not ProgressType.PERCENTAGE:
+    if kind is not _PERCENTAGE:
         data["type"] = kind.value
     if unit:
         data["unit"] = unit
@@ -301,32 +324,22 @@ def measurement(
     return data
 
 
-class _StateDraft:
-    """The slots of a state while they are filled in: its numbers were checked when the event was made."""
-
-    __slots__ = ProgressState.__slots__
-
-    progress_type: ProgressType
-    current: float
-    total: float | None
-    unit: str
-    message: str
-    details: Mapping[str, Json]
-    updated_at: datetime
+_draft_state, _draft = drafts(ProgressState), drafts(Progress)
 
 
 def _state(data: Mapping[str, Json], at: datetime) -> ProgressState:
-    made = _StateDraft()
+    """What `measurement` has said, at that time; its numbers were checked when the event was made."""
+    made = _draft_state()
     kind = data.get("type")
-    made.progress_type = ProgressType.PERCENTAGE if kind is None else _KINDS[kind]
+    made.progress_type = _PERCENTAGE if kind is None else _KINDS[kind]
     made.current = data["current"]
     made.total = data["total"]
     made.unit = data.get("unit", "")
     made.message = data["message"]
     made.details = data.get("details", _NOTHING)
     made.updated_at = at
-    made.__class__ = ProgressState  # pyright: ignore[reportAttributeAccessIssue] - same slots; sealed from here on
-    return cast("ProgressState", made)
+    made.__class__ = ProgressState
+    return made
 
 
 def _percent(current: float, message: str, at: datetime) -> ProgressState:
@@ -334,19 +347,6 @@ def _percent(current: float, message: str, at: datetime) -> ProgressState:
 
 
 _KINDS = {kind.value: kind for kind in ProgressType}
-
-
-class _ProgressDraft:
-    __slots__ = Progress.__slots__
-
-    execution_id: str
-    overall: ProgressState
-    phases: Mapping[ExecutionPhase, ProgressState]
-    custom: Mapping[str, ProgressState]
-    reached: float
-    completed: bool
-    sequence: int
-    updated_at: datetime
 
 
 def _sealed(
@@ -359,7 +359,7 @@ def _sealed(
     sequence: int,
     updated_at: datetime,
 ) -> Progress:
-    made = _ProgressDraft()
+    made = _draft()
     made.execution_id = execution_id
     made.overall = overall
     made.phases = phases
@@ -368,5 +368,5 @@ def _sealed(
     made.completed = completed
     made.sequence = sequence
     made.updated_at = updated_at
-    made.__class__ = Progress  # pyright: ignore[reportAttributeAccessIssue] - same slots; sealed from here on
-    return cast("Progress", made)
+    made.__class__ = Progress
+    return made

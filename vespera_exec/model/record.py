@@ -11,7 +11,7 @@ from vespera_exec.model.rows import Readers, iso, present, stamp
 from vespera_exec.model.values import copier
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
 
@@ -48,22 +48,8 @@ class TaskRecord:
 
     def evolve(self, event: ExecutionEvent) -> TaskRecord:
         """The state after `event`."""
-        match event.event_type:
-            case EventType.TASK_CREATED | EventType.TASK_UPDATED:
-                changes = dict(event.details["fields"])
-                if "status" in changes:
-                    changes["status"] = TaskStatus(changes["status"])
-                made = event.timestamp if event.event_type is EventType.TASK_CREATED else self.created_at
-                return _copy(self, **changes, created_at=made, updated_at=event.timestamp, sequence=event.sequence)
-            case EventType.STATUS_CHANGE if event.details.get("scope") == "task":
-                return _copy(
-                    self,
-                    status=TaskStatus(event.details["new"]),
-                    updated_at=event.timestamp,
-                    sequence=event.sequence,
-                )
-            case _:
-                return self
+        fold = _FOLDS.get(event.event_type)
+        return self if fold is None else fold(self, event)
 
     def to_dict(self) -> dict[str, Json]:
         return {
@@ -101,5 +87,37 @@ class TaskRecord:
 
 
 _copy = copier(TaskRecord)
+_NEW = TaskRecord(task_id="")
+
+
+def _created(record: TaskRecord, event: ExecutionEvent) -> TaskRecord:
+    return _copy(_updated(record, event), created_at=event.timestamp)
+
+
+def _updated(record: TaskRecord, event: ExecutionEvent) -> TaskRecord:
+    changes = event.details["fields"]
+    if "status" in changes:
+        changes = {**changes, "status": TaskStatus(changes["status"])}
+    return _copy(record, **changes, updated_at=event.timestamp, sequence=event.sequence)
+
+
+def _changed(record: TaskRecord, event: ExecutionEvent) -> TaskRecord:
+    details = event.details
+    if details.get("scope") != "task":
+        return record
+    status = TaskStatus(details["new"])
+    return _copy(record, status=status, updated_at=event.timestamp, sequence=event.sequence)
+
+
+_FOLDS: Mapping[EventType, Callable[[TaskRecord, ExecutionEvent], TaskRecord]] = {
+    EventType.TASK_CREATED: _created,
+    EventType.TASK_UPDATED: _updated,
+    EventType.STATUS_CHANGE: _changed,
+}
 _NAMES = tuple(each.name for each in fields(TaskRecord))
 _READERS: Readers = {"status": TaskStatus, "created_at": stamp, "updated_at": stamp}
+
+
+def unrecorded(task_id: str) -> TaskRecord:
+    """Of a task before its first event."""
+    return _copy(_NEW, task_id=task_id)

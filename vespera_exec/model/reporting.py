@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vespera_exec.errors import InvalidProgress
 from vespera_exec.model.enums import ExecutionPhase, ProgressType
@@ -49,18 +49,13 @@ def check_metric(name: object, known: Collection[str]) -> None:
         raise InvalidProgress(f"an execution has at most {MAX_METRICS} custom metrics")
 
 
-class Accepted(NamedTuple):
-    """What a report comes to: the fields of its `progress_update` event."""
-
-    message: str
-    progress_data: dict[str, Json]
-    """The overall measure after it."""
-    details: dict[str, Json]
-    """"phase_progress" or "custom": the scope that was reported; "reset" where it may go back."""
-
-
-def accepted(report: ProgressReport, before: Progress, phase: ExecutionPhase | None) -> Accepted:
+def accepted(
+    report: ProgressReport, before: Progress, phase: ExecutionPhase | None
+) -> tuple[str, dict[str, Json], dict[str, Json]]:
     """What `report` changes: of the custom metric it names, else of `phase`, else of the whole execution.
+
+    Message, `progress_data` and details of its event: the second is the overall measure after it; the details have
+    the scope that was reported, "phase_progress" or "custom", and "reset" where it may go back.
 
     Raises:
         InvalidProgress: the numbers are refused, or the value would run backwards.
@@ -69,11 +64,11 @@ def accepted(report: ProgressReport, before: Progress, phase: ExecutionPhase | N
     if report.metric is not None:
         data = _scope(report, before.custom.get(report.metric), may_fall=True)
         details["custom"] = {clean_text(report.metric): data}
-        return Accepted(report.message or f"{report.metric}: {data['current']:g}", _kept(before), details)
+        return report.message or f"{report.metric}: {data['current']:g}", _kept(before), details
     if phase is not None:
         data = _scope(report, before.phases.get(phase), may_fall=report.reset)
         details["phase_progress"] = data
-        return Accepted(report.message or _told(data), _rolled_up(before, phase, data, reset=report.reset), details)
+        return report.message or _told(data), _rolled_up(before, phase, data, reset=report.reset), details
     data = _scope(report, before.overall, may_fall=report.reset)
     if data["percentage"] is not None and data["percentage"] > SHOWN_BEFORE_THE_END:
         data["percentage"] = SHOWN_BEFORE_THE_END
@@ -82,7 +77,7 @@ def accepted(report: ProgressReport, before: Progress, phase: ExecutionPhase | N
     shown = data["percentage"]
     if shown is not None and shown < before.reached and not report.reset:
         raise InvalidProgress(f"the overall percentage went back from {before.reached:g} to {shown:g}")
-    return Accepted(report.message or _told(data), data, details)
+    return report.message or _told(data), data, details
 
 
 def computed(metrics: Mapping[str, CustomMetric], progress: Progress, elapsed_seconds: float) -> dict[str, Json]:

@@ -16,7 +16,7 @@ from vespera_exec.model.inputs import MAX_QUESTIONS
 from vespera_exec.model.jsonable import details_of
 from vespera_exec.model.leases import Lease, digest_of, new_key
 from vespera_exec.model.ledger import Ledger
-from vespera_exec.model.lifecycle import Lifecycle
+from vespera_exec.model.lifecycle import Lifecycle, idle
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.stays import PARKED
 from vespera_exec.model.stopwatch import Stopwatch, unread_seconds
@@ -36,6 +36,11 @@ AWAITING_INPUT = "awaiting_input"
 """The reason, in the details of the change to PAUSED, of one that waits for an answer."""
 
 S = ExecutionStatus
+# Looked up once: in Python 3.11 that takes as long as a function call.
+_IDLE = S.IDLE
+_CANCELLED = (S.CANCELLING, S.CANCELLED)
+_STATUS_CHANGE = EventType.STATUS_CHANGE
+_LEVELS = {EventType.ERROR: MessageLevel.ERROR}
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +71,7 @@ class ExecutionSession(HoldingLog):
     ) -> None:
         identity = session_id or new_id()
         super().__init__(
-            Lifecycle(execution_id=identity, task_id=task_id, run_id=identity, role_name=role_name),
+            idle(identity, task_id, role_name),
             ledger=ledger if ledger is not None else Ledger(clock=clock),
             max_events=max_events,
             max_samples=max_samples,
@@ -170,7 +175,8 @@ class ExecutionSession(HoldingLog):
             made["inputs"] = answered
         if restored_from is not None:
             made["restored_from"] = restored_from
-        self._transition(S.PENDING, message, made=made)
+        with self._ledger:
+            self._transition(S.PENDING, message, made=made)
 
     def update_status(self, new_status: ExecutionStatus, message: str = "") -> bool:
         """Change the status as the table allows; False, without an event, when it is that already.
@@ -187,7 +193,8 @@ class ExecutionSession(HoldingLog):
 
     def pause(self, reason: str = "", *, details: Mapping[str, Json] | None = None) -> bool:
         """To PAUSED; the clock stops. Call it when the work has really stopped."""
-        return self._transition(S.PAUSED, reason, details=details)
+        with self._ledger:
+            return self._transition(S.PAUSED, reason, details=details)
 
     def resume(self, reason: str = "", *, queued: bool = False) -> bool:
         """From PAUSED back to where it was paused. `queued`: it waits for its turn first, up to its next phase."""
@@ -335,8 +342,9 @@ class ExecutionSession(HoldingLog):
 
     def end_cancelled(self, *, outcome: Mapping[str, Json] | None = None, result: ResultRecord | None = None) -> bool:
         """CANCELLING (or PENDING) to CANCELLED, once everything of it is gone."""
-        reason = self._life.value.cancellation_reason or ""
-        return self._transition(S.CANCELLED, reason, outcome=outcome, result=result)
+        with self._ledger:
+            reason = self._life.value.cancellation_reason or ""
+            return self._transition(S.CANCELLED, reason, outcome=outcome, result=result)
 
     def request_cancellation(self, reason: str = "") -> bool:
         """Ask it to stop. True when the request is accepted or was made before; False when it is too late.
@@ -409,52 +417,45 @@ class ExecutionSession(HoldingLog):
         error: Mapping[str, Json] | None = None,
         result: ResultRecord | None = None,
     ) -> bool:
-        with self._ledger:
+        """Within a decision: `new`, with its milestones; False where it is that already."""
+        ledger, life = self._ledger, self._life.value
+        old, ends = life.status, new.is_terminal
+        if old is new:
+            return False
+        transitions.check(old, new, life.paused_from)
+        if ends and life.capacity and self.release_capacity("It has ended"):
             life = self._life.value
-            old = life.status
-            if old is new:
-                return False
-            transitions.check(old, new, life.paused_from)
-            life = self._without_capacity(new)
-            now = self._ledger.clock.monotonic()
-            noted = details_of(details)
-            if clock := self._watch.value.reading(life, now, leaves_phase=new.is_terminal):
-                noted["clock"] = clock
-            self._ledger.put(self._watch, Stopwatch.of(new, now, parked=life.is_parked))
-            if role is not None:
-                noted["role"] = role
-            if old is S.IDLE:
-                noted["session"] = {**_MADE, "run_id": self.session_id, **(made or {}), "role": role or life.role_name}
-            if new.is_terminal:
-                noted["outcome"] = self._outcome(outcome, error)
-            self._record(
-                EventType.STATUS_CHANGE,
-                old_status=old,
-                new_status=new,
-                phase=life.current_phase,
-                message=message,
-                details=noted,
-            )
-            for kind in transitions.milestones(old, new):
-                level = MessageLevel.ERROR if kind is EventType.ERROR else None
-                self._record(kind, phase=life.current_phase, message=message, level=level)
-            if result is not None:
-                self._ledger.keep(result)
-            if new is S.CANCELLING or new is S.CANCELLED:
-                self._ledger.afterwards(self._cancel_token)
-            if old is S.IDLE:
-                self._ledger.afterwards(self._judge_token)
-            if new.is_terminal:
-                self._ledger.afterwards(self._archived)
-                if self._on_end is not None:
-                    self._on_end(self)
-            return True
-
-    def _without_capacity(self, new: ExecutionStatus) -> Lifecycle:
-        """The lifecycle of one that changes to `new`; what ends gives back what it holds first."""
-        if new.is_terminal and self._life.value.capacity:
-            self.release_capacity("It has ended")
-        return self._life.value
+        now = ledger.clock.monotonic()
+        noted = details_of(details)
+        if clock := self._watch.value.reading(life, now, leaves_phase=ends):
+            noted["clock"] = clock
+        ledger.put(self._watch, Stopwatch.of(new, now, parked=life.is_parked))
+        if role is not None:
+            noted["role"] = role
+        if old is _IDLE:
+            noted["session"] = {**_MADE, "run_id": life.execution_id, **(made or {}), "role": role or life.role_name}
+            ledger.afterwards(self._judge_token)
+        if ends:
+            noted["outcome"] = self._outcome(outcome, error)
+        self._record(
+            _STATUS_CHANGE,
+            old_status=old,
+            new_status=new,
+            phase=life.current_phase,
+            message=message,
+            details=noted,
+        )
+        for kind in transitions.milestones(old, new):
+            self._record(kind, phase=life.current_phase, message=message, level=_LEVELS.get(kind))
+        if result is not None:
+            ledger.keep(result)
+        if new in _CANCELLED:
+            ledger.afterwards(self._cancel_token)
+        if ends:
+            ledger.afterwards(self._archived)
+            if self._on_end is not None:
+                self._on_end(self)
+        return True
 
     def _outcome(self, given: Mapping[str, Json] | None, error: Mapping[str, Json] | None) -> dict[str, Json]:
         outcome = details_of(given)

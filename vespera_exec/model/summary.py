@@ -21,15 +21,17 @@ _FAILED = (ExecutionStatus.FAILED, ExecutionStatus.TIMED_OUT)
 
 
 def session_summary(
-    life: Lifecycle, progress: Progress, tracking: TimeTracking, usage: Mapping[str, Json]
+    life: Lifecycle, progress: Progress, tracking: TimeTracking | None, usage: Mapping[str, Json]
 ) -> dict[str, Json]:
-    """The keys of document 000, JSON-safe.
+    """The keys of document 000, JSON-safe. `tracking` is of no use, and may be None, once it has ended.
 
     `estimated_completion` is None while paused (nobody knows when it goes on) and after the end;
     `error_context` is None unless it failed or timed out.
     """
-    percentage, eta = progress.percentage, None
-    if not life.status.is_terminal and life.status is not ExecutionStatus.PAUSED:
+    percentage, eta, elapsed = progress.percentage, None, life.active_seconds
+    if tracking is not None:
+        elapsed = tracking.get_elapsed_time().total_seconds()
+    if tracking is not None and not life.status.is_terminal and life.status is not ExecutionStatus.PAUSED:
         work = progress.phases.get(ExecutionPhase.EXECUTION)
         eta = tracking.calculate_eta(work.get_percentage() if work and work.current else percentage)
     return {
@@ -39,7 +41,7 @@ def session_summary(
         "current_phase": life.current_phase.value if life.current_phase else None,
         "overall_progress": {"percentage": percentage, "message": progress.overall.message},
         "time_tracking": {
-            "elapsed_seconds": tracking.get_elapsed_time().total_seconds(),
+            "elapsed_seconds": elapsed,
             "estimated_completion": eta.isoformat() if eta else None,
             "eta_confidence": None,
         },

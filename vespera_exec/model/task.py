@@ -11,12 +11,13 @@ from vespera_exec.model.events import Json, new_id
 from vespera_exec.model.execution import EnhancedTaskExecution
 from vespera_exec.model.jsonable import whole_json
 from vespera_exec.model.ledger import IdempotencyRecord, Ledger, Part, Sink
-from vespera_exec.model.record import TaskRecord
+from vespera_exec.model.record import unrecorded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from vespera_exec.model.record import TaskRecord
     from vespera_exec.model.session import ExecutionSession
 
 
@@ -50,7 +51,7 @@ class Task:
         **execution_options: Any,
     ) -> None:
         self._ledger = Ledger(sink=sink, clock=clock)
-        self._record = Part(TaskRecord(task_id=id or new_id()))
+        self._record = Part(unrecorded(id or new_id()))
         self._cancelled_status = cancelled_status
         self.execution = EnhancedTaskExecution(
             ledger=self._ledger,

@@ -6,6 +6,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from _typeshed import DataclassInstance
 
 T = TypeVar("T")
@@ -28,7 +30,7 @@ def copier(kind: type[T]) -> Copy[T]:
     whose class has the same slots and is not frozen yet. For a `Lifecycle` that takes 1 µs, not 8.
     """
     names = _names(kind)
-    draft = type(f"{kind.__name__}Draft", (), {"__slots__": names})
+    draft = drafts(kind)
     lines = (
         "def copy(value, /, **changes):",
         "    made = draft()",
@@ -41,6 +43,14 @@ def copier(kind: type[T]) -> Copy[T]:
     space: dict[str, Any] = {"draft": draft, "kind": kind}
     exec("\n".join(lines), space)
     return space["copy"]
+
+
+def drafts(kind: type[T]) -> Callable[[], Any]:
+    """Makes objects with the slots of `kind` to be filled in and sealed with `made.__class__ = kind`.
+
+    `kind` is a frozen dataclass with slots, whose own `__init__` pays a function call for each field.
+    """
+    return type(f"{kind.__name__}Draft", (), {"__slots__": _names(kind)})
 
 
 def _names(kind: type[DataclassInstance] | type[Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vespera_exec.model.ledger import Cell, Part
 from vespera_exec.model.phases import PhaseManager
-from vespera_exec.model.progress import Progress
+from vespera_exec.model.progress import untouched
 from vespera_exec.model.stopwatch import Stopwatch
 from vespera_exec.model.stream import StatusEventStream
 from vespera_exec.model.summary import session_summary
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vespera_exec.model.ledger import Ledger
     from vespera_exec.model.lifecycle import Lifecycle
     from vespera_exec.model.listeners import Callback, Subscription
-    from vespera_exec.model.progress import ProgressState
+    from vespera_exec.model.progress import Progress, ProgressState
     from vespera_exec.model.stays import PhaseRecord
 
 
@@ -43,7 +43,7 @@ class SessionView:
     ) -> None:
         self._ledger = ledger
         self._life = Part(lifecycle)
-        self._progress = Part(Progress(execution_id=lifecycle.execution_id))
+        self._progress = Part(untouched(lifecycle.execution_id))
         self._parts = (self._life, self._progress)
         self._watch = Cell(Stopwatch())
         self._stream = StatusEventStream(ledger, *self._parts, limit=max_events)
@@ -232,7 +232,9 @@ class SessionView:
         self._judge_deadline()
         with self._ledger:
             usage = self._usage.shown() if self._usage is not None else {}
-            return session_summary(self._life.value, self._progress.value, self.time_tracking, usage)
+            life = self._life.value
+            tracking = None if life.status.is_terminal else self.time_tracking
+            return session_summary(life, self._progress.value, tracking, usage)
 
     def _judge_deadline(self) -> None:
         token = self._token

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_CHECKPOINT_BYTES = 256 * 1024
 _NO_METRICS: Mapping[str, CustomMetric] = {}
+_PROGRESS_UPDATE = EventType.PROGRESS_UPDATE  # looked up once: in Python 3.11 that takes as long as a function call
 _FOLDED = frozenset(
     {
         EventType.STATUS_CHANGE,
@@ -101,7 +102,7 @@ class WorkLog(SessionView):
             if self._custom_metrics and (others := computed(self._custom_metrics, before, self.elapsed_seconds)):
                 details["custom"] = {**others, **details.get("custom", {})}
             self._ledger.record(
-                EventType.PROGRESS_UPDATE,
+                _PROGRESS_UPDATE,
                 self._parts,
                 task_id=life.task_id,
                 execution_id=life.execution_id,

@@ -63,9 +63,9 @@ class TaskInfo:
 class Context:
     """Handed to a callable. Every method may be called from any thread.
 
-    `inputs` are validated and complete. `scratch` is a folder of its own, removed afterwards.
-    `last_checkpoint` is what an earlier attempt or owner gave to `checkpoint`, or None. `answers` are those to the
-    questions of this run so far, as `{key: {"action", "content"}}`; None where nobody can be asked.
+    `inputs` are validated and complete. `last_checkpoint` is what an earlier attempt or owner gave to `checkpoint`,
+    or None. `answers` are those to the questions of this run so far, as `{key: {"action", "content"}}`; None where
+    nobody can be asked.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Context:
         emit: Callable[[dict[str, Json]], None],
         is_cancelled: Callable[[], bool],
         scratch: Path,
+        scratch_is_made: bool = True,
         execution_id: str = "",
         attempt: int = 1,
         last_checkpoint: Json = None,
@@ -82,7 +83,8 @@ class Context:
         passed: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.task = task
-        self.scratch = scratch
+        self._scratch = scratch
+        self._scratch_is_made = scratch_is_made
         self.execution_id = execution_id
         self.attempt = attempt
         self.last_checkpoint = last_checkpoint
@@ -94,6 +96,14 @@ class Context:
     @property
     def inputs(self) -> Mapping[str, Json]:
         return self.task.inputs
+
+    @property
+    def scratch(self) -> Path:
+        """A folder of its own, removed afterwards. In the engine's own loop it is made when it is first asked for."""
+        if not self._scratch_is_made:
+            self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._scratch_is_made = True
+        return self._scratch
 
     @property
     def cancelled(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -117,12 +118,13 @@ class RoleExecutor:
         return ValidationResult(True)
 
     async def setup_execution_environment(self, task: TaskLike, role: RoleLike) -> ExecutionEnvironment:
-        """The inputs, completed, and a scratch folder."""
+        """The inputs, completed, and a scratch folder; of a callable in the loop, its `Context` makes that."""
         inputs = role.validate_inputs(task.inputs) if isinstance(role, Role) else dict(task.inputs)
         if isinstance(task, Work):
             if isinstance(role, Role):
                 inputs = role.resolve_paths(inputs, task.caller, self._allowed_roots)
-            await anyio.to_thread.run_sync(partial(task.scratch.mkdir, mode=0o700, parents=True, exist_ok=True))
+            if not isinstance(role, Role) or not role.in_loop:
+                await anyio.to_thread.run_sync(partial(task.scratch.mkdir, mode=0o700, parents=True, exist_ok=True))
             return ExecutionEnvironment(inputs=inputs, scratch=task.scratch)
         if isinstance(role, Role):
             inputs = role.resolve_paths(inputs, Caller(), ())
@@ -131,7 +133,8 @@ class RoleExecutor:
 
     async def cleanup_execution_environment(self, context: ExecutionEnvironment | None) -> None:
         """Remove what setup made; `context` is None where setup did not get that far."""
-        if context is not None and context.scratch is not None:
+        # A thread would cost more than the look.
+        if context is not None and context.scratch is not None and os.path.lexists(context.scratch):  # noqa: ASYNC240
             await anyio.to_thread.run_sync(partial(_remove, context.scratch), abandon_on_cancel=True)
 
     async def _execute(self, work: Work, role: Role) -> WorkResult:
@@ -431,7 +434,7 @@ def _cancelled_after(token: CancellationToken, grace_seconds: float) -> Generato
 
 
 def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+    shutil.rmtree(folder, ignore_errors=False)
 
 
 def _shown(output: Json) -> str:

@@ -72,8 +72,14 @@ class Report:
     @property
     def says_more(self) -> bool:
         """It carries something that progress must not be overtaken by."""
-        others = (self.checkpoint, self.log, self.result, self.result_end, self.error)
-        return self.cancelled or any(each is not None for each in others)
+        return (
+            self.log is not None
+            or self.checkpoint is not None
+            or self.result is not None
+            or self.result_end is not None
+            or self.error is not None
+            or self.cancelled
+        )
 
 
 def parse_report(line: bytes) -> Report:
@@ -81,24 +87,24 @@ def parse_report(line: bytes) -> Report:
     try:
         message: Any = parsed_json(line)
     except json.JSONDecodeError as error:
-        return Report(problem=f"not JSON ({error}): {_clean(line[:80].decode('utf-8', 'replace'))!r}")
+        return Report(problem=f"not JSON ({error}): {clean(line[:80].decode('utf-8', 'replace'))!r}")
     except ValueError as error:
         return Report(lost=f"A report was dropped: {error}")
     if not isinstance(message, dict):
-        return Report(problem=f"not an object: {_clean(line[:80].decode('utf-8', 'replace'))!r}")
+        return Report(problem=f"not an object: {clean(line[:80].decode('utf-8', 'replace'))!r}")
     return read_report(cast("dict[str, Json]", message))
 
 
 def read_report(message: dict[str, Json]) -> Report:
     """The same for a message that is an object already."""
     if not _KNOWN.intersection(message):
-        return Report(problem=f"nothing known in it: {_clean(repr(sorted(message))[:80])}")
+        return Report(problem=f"nothing known in it: {clean(repr(sorted(message))[:80])}")
     try:
         progress = _progress(message)
         log = _line_of_log(message) if "log" in message else None
         part = _text(message, "result_part")
     except (InvalidProgress, ValueError) as error:
-        return Report(problem=_clean(str(error))[:200])
+        return Report(problem=clean(str(error))[:200])
     question, bad_question = _question(message["ask"]) if "ask" in message else (None, None)
     return Report(
         progress=progress,
@@ -199,7 +205,7 @@ class Intake:
             self._losses.add(report.lost)
             return
         if report.progress is not None:
-            self._offer(report.progress)
+            self.offer(report.progress)
         if report.says_more:
             self._progress.flush()
         if report.log is not None:
@@ -218,7 +224,12 @@ class Intake:
             except (VesperaError, CancellationException) as error:
                 _log.debug("A problem could not be logged: %s", error)
 
-    def _offer(self, report: ProgressReport) -> None:
+    def offer(self, report: ProgressReport) -> None:
+        """Take progress alone; one that is refused is a problem.
+
+        Raises:
+            CancellationException: the execution has ended, and this work was left behind.
+        """
         try:
             self._progress.offer(report)
         except InvalidProgress as error:
@@ -309,7 +320,7 @@ def _text(message: dict[str, Json], key: str) -> str:
         return ""
     if not isinstance(value, str):
         raise InvalidProgress(f"{key} must be text, not {type(value).__name__}")
-    return value if key == "result_part" else _clean(value)
+    return value if key == "result_part" else clean(value)
 
 
 def _number(message: dict[str, Json], key: str) -> float | None:
@@ -325,9 +336,9 @@ def _error(given: Json) -> dict[str, Json]:
     error = mapping(given)
     code, message, trace = (error.get(key) for key in ("code", "message", "traceback"))
     return {
-        "code": _clean(code)[:128] if isinstance(code, str) and code else "EXECUTION_FAILED",
-        "message": _clean(_told(given if message is None else message))[:MESSAGE_CHARACTERS],
-        "traceback": _clean(trace)[-16_384:] if isinstance(trace, str) else "",
+        "code": clean(code)[:128] if isinstance(code, str) and code else "EXECUTION_FAILED",
+        "message": clean(_told(given if message is None else message))[:MESSAGE_CHARACTERS],
+        "traceback": clean(trace)[-16_384:] if isinstance(trace, str) else "",
         "recoverable": error.get("recoverable") is not False,
         **({"context": context} if (context := mapping(error.get("context"))) else {}),
     }
@@ -340,7 +351,7 @@ def _told(value: Json) -> str:
         return "the error is nested too deeply to be shown"
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Without the characters that upset a terminal or a database, and of bounded length."""
     bounded = text[:16_384] if len(text) > 16_384 else text
     if not bounded.isprintable():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from roles.reports import Intake, read_report
+from roles.reports import Intake
 from vespera_exec.engine.work import Parked, WorkerNeeded
 from vespera_exec.errors import CancellationException, InvalidInput
 from vespera_exec.model.enums import ExecutionPhase
@@ -15,8 +15,8 @@ from vespera_exec.model.progress import ProgressReport
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
+    from roles.reports import Report
     from vespera_exec.engine.work import PauseGate, Work, WorkResult
-    from vespera_exec.model.events import Json
     from vespera_exec.model.leases import Lease
 
 _ABSENT_SECONDS: Final = 1.0
@@ -42,8 +42,13 @@ class Shift:
 
     # the worker's side
 
+    @property
+    def is_open(self) -> bool:
+        """Reports can be taken, or could before it was over."""
+        return self._opened.is_set()
+
     async def opened(self) -> None:
-        """Returns when reports can be taken."""
+        """Returns when it is open."""
         await self._opened.wait()
 
     @property
@@ -64,15 +69,15 @@ class Shift:
         """The worker is there: its lease begins anew."""
         self._deadline = anyio.current_time() + self._seconds
 
-    def take(self, message: dict[str, Json]) -> str | None:
+    def take(self, report: ProgressReport | Report) -> str | None:
         """Hand one report on; None, or why it was refused. To be followed by `flush`."""
         intake = self._listening()
         before = intake.problems
-        report = read_report(message)
-        if report.lost is not None:
-            return report.lost
         try:
-            intake.take(report)
+            if isinstance(report, ProgressReport):
+                intake.offer(report)
+            else:
+                intake.take(report)
         except InvalidInput as error:
             return error.message
         return intake.last_problem if intake.problems > before else None

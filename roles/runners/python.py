@@ -81,6 +81,7 @@ async def _run_in_loop(role: Role, work: Work) -> WorkResult:
         emit=lambda message: intake.message(_copied(message)),
         is_cancelled=work.token.is_cancellation_requested,
         scratch=work.scratch,
+        scratch_is_made=False,
         execution_id=work.execution_id,
         attempt=work.attempt,
         last_checkpoint=work.checkpoint,

@@ -19,7 +19,7 @@ from deadlines import WITHIN
 from vespera_exec.engine.engine import Engine, EngineOptions
 from vespera_exec.engine.jobs import Job, Policy, Run
 from vespera_exec.engine.work import ProcessSpec, Work, WorkResult
-from vespera_exec.errors import ExecutionError, StoreUnavailable
+from vespera_exec.errors import CancellationException, ExecutionError, StoreUnavailable
 from vespera_exec.model.enums import ExecutionPhase, ExecutionStatus, TaskStatus
 from vespera_exec.model.task import Task
 from vespera_exec.settings import Settings
@@ -356,6 +356,24 @@ async def test_a_cancel_ends_the_process_and_names_the_rung(data_dir: Path) -> N
         assert not alive(pids)
 
 
+async def test_work_that_is_gone_as_soon_as_it_sees_its_token_was_ended_by_it(data_dir: Path) -> None:
+    begun = anyio.Event()
+
+    async def body(work: Work) -> WorkResult:
+        begun.set()
+        while not work.token.is_cancelled:
+            await anyio.lowlevel.checkpoint()
+        raise CancellationException("it has seen it")
+
+    async with place(data_dir) as here:
+        _, run = await here.submit(body)
+        with anyio.fail_after(WITHIN):
+            await begun.wait()
+        assert run.session.request_cancellation("stop")
+        life = await here.ended(run)
+        assert (life.status, life.outcome["rung"], life.outcome["forced"]) == (S.CANCELLED, "token", False)
+
+
 async def test_work_that_is_cancelled_cannot_launch_its_first_process(data_dir: Path) -> None:
     told: list[str] = []
     begun = anyio.Event()
@@ -566,6 +584,45 @@ async def test_a_run_is_done_also_when_the_store_refuses_what_it_did(data_dir: P
         assert here.engine.idle
         assert here.let_go
         assert await here.still_works()
+
+
+async def test_those_that_end_together_are_each_told_once_their_end_is_on_disk(data_dir: Path) -> None:
+    let = anyio.Event()
+    begun: list[str] = []
+
+    async def body(work: Work) -> WorkResult:
+        begun.append(work.execution_id)
+        await let.wait()
+        if len(begun) % 2 == begun.index(work.execution_id) % 2:
+            raise ExecutionError("every second one fails", code="SECOND")
+        return WorkResult(output=work.execution_id)
+
+    async with place(data_dir, max_concurrent=10) as here:
+        runs = [(await here.submit(body))[1] for _ in range(10)]
+        with anyio.fail_after(WITHIN):
+            while len(begun) < len(runs):
+                await anyio.lowlevel.checkpoint()
+        let.set()
+        ends = [(await here.ended(run)).status for run in runs]
+        assert sorted(ends, key=lambda each: each.value) == [S.COMPLETED] * 5 + [S.FAILED] * 5
+        assert here.engine.idle
+        assert len(here.let_go) == len(runs)
+
+
+async def test_a_cancel_as_the_work_ends_leaves_one_end(data_dir: Path) -> None:
+    async with place(data_dir) as here:
+        for number in range(20):
+            body, begun, let = holding()
+            _, run = await here.submit(body)
+            with anyio.fail_after(WITHIN):
+                await begun.wait()
+            let.set()
+            for _ in range(number % 4):
+                await anyio.lowlevel.checkpoint()
+            run.session.request_cancellation("too late, or just in time")
+            assert (await here.ended(run)).status in (S.CANCELLED, S.COMPLETED)
+        assert here.engine.idle
+        assert len(here.let_go) == 20
 
 
 async def test_an_engine_that_closes_ends_processes_and_concludes_nothing(data_dir: Path) -> None:

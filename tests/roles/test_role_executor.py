@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,23 @@ async def test_work_goes_through_every_phase_and_is_not_concluded(tmp_path: Path
     assert overall(made.session) == [10, 25, 30, 60, 84, 95]
     assert not made.session.status.is_terminal
     assert not made.work.scratch.exists()
+
+
+async def test_a_callable_in_the_loop_has_a_scratch_folder_once_it_asks_for_it(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        folder = made.work.scratch
+        folder.rmdir()
+
+        async def writes(context: Context) -> list[Any]:
+            before = folder.exists()
+            (context.scratch / "note").write_text("a note")
+            return [before, stat.S_IMODE(context.scratch.stat().st_mode)]
+
+        result = await RoleExecutor().execute_task_with_tracking(
+            made.work, Role.from_callable(writes, in_loop=True), made.work
+        )
+    assert result.output == [False, 0o700]
+    assert not folder.exists()
 
 
 async def test_bad_inputs_fail_in_validation_before_anything_is_started(tmp_path: Path) -> None:

@@ -118,6 +118,35 @@ def test_what_sets_logging_up_for_other_servers_of_the_process_is_put_back() -> 
     assert logging.getLogger().handlers == handlers
 
 
+def test_models_of_the_wire_are_built_with_their_first_message_and_all_can_be() -> None:
+    program = """
+from vespera_exec.server.mcp.door import import_mcp
+import_mcp()
+from mcp_types import methods
+from mcp_types._wire_base import WireModel
+
+def all_of(model):
+    for each in model.__subclasses__():
+        yield each
+        yield from all_of(each)
+
+models = set(all_of(WireModel))
+print(len(models) > 200, any(each.__pydantic_complete__ for each in models))
+call = {"name": "status", "arguments": {"deep": [1, None]}}
+print(methods.parse_client_request("tools/call", "2025-06-18", call).params.arguments)
+answer = {"tools": [{"name": "status", "inputSchema": {"type": "object"}, "unknown": 1}]}
+print(methods.serialize_server_result("tools/list", "2025-06-18", answer))
+print(all(each.model_rebuild() is not False for each in models), all(each.__pydantic_complete__ for each in models))
+"""
+    said = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.splitlines() == [
+        "True False",
+        "{'deep': [1, None]}",
+        "{'tools': [{'inputSchema': {'type': 'object'}, 'name': 'status'}]}",
+        "True True",
+    ]
+
+
 async def test_a_listen_stream_can_be_agreed_to_more_than_the_sdk_knows_and_carry_it() -> None:
     """Middleware around the SDK's handler, whose acknowledgement goes through the session that it is given."""
     server = echoing([])

@@ -10,6 +10,7 @@ from asking_roles import FORM
 from jsonschema import Draft202012Validator
 from mcp_doors import Doors, call, in_loop, opened, text_of
 
+from vespera_exec.server.mcp.schemas import output_schema
 from vespera_exec.server.mcp.tools import TOOLSETS
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mcp import Client
+
+    from vespera_exec.server.mcp.tooling import ToolPlan
 
 TOOLS = {plan.name for plans in TOOLSETS.values() for plan in plans}
 ERROR_KEYS = {"error", "error_code", "hint"}
@@ -40,6 +43,17 @@ def asks(questions: int, schema: dict[str, Any], message: str = LONG) -> Any:
         context.ask_all({f"question-{number}": (message, schema) for number in range(questions)})
 
     return in_loop(work, "asks")
+
+
+@pytest.mark.parametrize("plan", [plan for plans in TOOLSETS.values() for plan in plans], ids=lambda plan: plan.name)
+def test_the_kinds_that_are_listed_are_those_that_pydantic_would_tell(plan: ToolPlan) -> None:
+    told: dict[str, Any] = plan.gives.model_json_schema(mode="serialization").get("properties", {})
+    expected: dict[str, Any] = {}
+    for name, schema in told.items():
+        kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+        kind = "object" if "$ref" in kinds[0] else kinds[0].get("type")
+        expected[name] = {"type": kind} if kind is not None and len(kinds) == 1 else {}
+    assert output_schema(plan.gives) == {"type": "object", "properties": expected}
 
 
 class Held:

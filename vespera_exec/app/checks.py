@@ -75,6 +75,7 @@ def plain(given: Json, what: str) -> None:
             surrogate pair, in a key too.
     """
     level: list[Json] = [given]
+    texts: list[str] = []
     depth = 0
     while level:
         depth += 1
@@ -82,16 +83,17 @@ def plain(given: Json, what: str) -> None:
             raise InvalidInput(f"{what}: nested more than {_DEEPEST} deep")
         below: list[Json] = []
         for each in level:
-            if isinstance(each, dict):
-                below += each.keys()
+            if isinstance(each, str):
+                texts.append(each)
+            elif isinstance(each, dict):
+                below += each
                 below += each.values()
             elif isinstance(each, list):
                 below += each
-            elif isinstance(each, str):
-                _check_text(each, what)
             elif isinstance(each, float) and not math.isfinite(each):
                 raise InvalidInput(f"{what}: a number is not finite", hint="JSON has no NaN and no Infinity")
         level = below
+    _check_text("".join(texts), what)
 
 
 def request_digest(request: Request) -> bytes:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 from pydantic import ValidationError
 
 from vespera_exec.app.callers import require
 from vespera_exec.app.workers import views
+from vespera_exec.app.workers.reading import checked, complaint, reports_of
 from vespera_exec.engine.work import InputNeeded, WorkResult
 from vespera_exec.errors import CancellationException, InvalidInput, LeaseLost, RoleNotFound, StoreUnavailable
 from vespera_exec.model.enums import ExecutionStatus
@@ -207,29 +209,29 @@ class Workers:
             raise LeaseLost(session_id)  # it is being concluded
         shift.prolong()
         self._store.journal.check_writable()
-        with anyio.move_on_after(_OPENING_SECONDS) as opening:
-            await shift.opened()
-        if opening.cancelled_caught:
-            raise StoreUnavailable("its claim is not on disk yet", hint="call again")
+        if shift.is_open:
+            await anyio.lowlevel.checkpoint()  # a worker that has nothing to say must not keep the loop to itself
+        else:
+            with anyio.move_on_after(_OPENING_SECONDS) as opening:
+                await shift.opened()
+            if opening.cancelled_caught:
+                raise StoreUnavailable("its claim is not on disk yet", hint="call again")
         if shift.over:
             raise LeaseLost(session_id)
         return execution, shift
 
     def _taken(self, shift: Shift, asked: views.Report) -> list[views.Refusal]:
-        own = views.WorkReport.model_validate(asked.model_dump(include=asked.model_fields_set & _OWN))
         refused: list[views.Refusal] = []
-
-        def take(index: int, given: views.WorkReport | dict[str, Json]) -> None:
-            try:
-                report = given if isinstance(given, views.WorkReport) else views.WorkReport.model_validate(given)
-                reasons = [reason for each in _messages(report) if (reason := shift.take(each)) is not None]
-            except ValidationError as error:
-                reasons = [_complaint(error)]
-            refused.extend(views.Refusal(index=index, reason=reason) for reason in dict.fromkeys(reasons))
-
         try:
-            for index, each in enumerate([*asked.reports, own] if asked.reports else [own]):
-                take(index, each)
+            for index, given in enumerate(asked.reports):
+                try:
+                    said = checked(given)
+                except ValidationError as error:
+                    refused.append(views.Refusal(index=index, reason=complaint(error)))
+                else:
+                    _take(shift, said, index, refused)
+            # What the call says of itself comes last.
+            _take(shift, asked, len(asked.reports), refused)
             if (reason := shift.flush()) is not None:
                 refused.append(views.Refusal(index=_ALL, reason=reason))
         except CancellationException:
@@ -276,33 +278,16 @@ class Workers:
         return views.Concluded(ok=True, status=life.status.value, session_id=life.execution_id, repeated=True)
 
 
-_OWN = set(views.WorkReport.model_fields)
-
-
-def _messages(report: views.WorkReport) -> list[dict[str, Json]]:
-    """The report, as a child process would write it on its descriptor."""
-    said: list[dict[str, Json]] = []
-    text = ": ".join(part for part in (report.phase, report.message) if part)
-    about = {"message": text, "details": {"phase": report.phase} if report.phase else {}, "reset": report.reset}
-    if report.percentage is not None:
-        said.append({"progress": report.percentage, **about})
-    elif report.done is not None:
-        said.append({"done": report.done, "total": report.total, "unit": report.unit, **about})
-    elif text:
-        said.append(about)
-    said += [{"metric": name, "done": value, "type": "custom"} for name, value in report.metrics.items()]
-    if report.log is not None:
-        said.append({"log": report.log, "level": report.level})
-    if "checkpoint" in report.model_fields_set:
-        said.append({"checkpoint": report.checkpoint})
-    return said
+def _take(shift: Shift, said: views.WorkReport, index: int, refused: list[views.Refusal]) -> None:
+    reasons = [reason for each in reports_of(said) if (reason := shift.take(each)) is not None]
+    refused.extend(views.Refusal(index=index, reason=reason) for reason in dict.fromkeys(reasons))
 
 
 def _question(given: dict[str, Json]) -> Question:
     try:
         ask = views.Ask.model_validate(given)
     except ValidationError as error:
-        raise InvalidInput(f"ask: {_complaint(error)}", hint="ask is {key, message, kind, schema}") from None
+        raise InvalidInput(f"ask: {complaint(error)}", hint="ask is {key, message, kind, schema}") from None
     kind = ask.kind or ("approval" if ask.schema_ is None else "form")
     return Question.made(ask.key, ask.message, kind=kind, schema=ask.schema_)
 
@@ -316,8 +301,3 @@ def _answered(execution: RunningExecution, question: Question) -> dict[str, Json
 def _check_room(execution: RunningExecution) -> None:
     if len(execution.job.session.lifecycle.inputs) >= MAX_QUESTIONS:
         raise InvalidInput(f"a run asks at most {MAX_QUESTIONS} questions")
-
-
-def _complaint(error: ValidationError) -> str:
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, each['loc']))[:100]}: {each['msg']}" for each in faults[:5])

@@ -49,6 +49,9 @@ def import_mcp() -> Build:
     collecting = gc.isenabled()
     gc.disable()  # imports make no garbage worth looking for
     try:
+        from vespera_exec.server.mcp.wire import build_wire_models_late
+
+        build_wire_models_late()
         from vespera_exec.server.mcp.serving import build
     finally:
         if collecting:

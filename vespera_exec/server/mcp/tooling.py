@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mcp_types import ToolAnnotations
@@ -32,14 +33,45 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
 class Call:
     """One call of a tool: whose it is, how to keep the client up to date while it is open, how to ask its user."""
 
-    vespera: Vespera
-    caller: Caller
-    watch: Watch
-    host: Host
+    def __init__(
+        self, vespera: Vespera, caller: Caller, context: Context[Any, Any], board: Board, heartbeat_seconds: float
+    ) -> None:
+        self.vespera = vespera
+        self.caller = caller
+        self._context = context
+        self._board = board
+        self._heartbeat_seconds = heartbeat_seconds
+
+    # Made when they are first used: most calls neither wait nor ask.
+
+    @cached_property
+    def host(self) -> Host:
+        return host_of(self._context, self._board)
+
+    @cached_property
+    def watch(self) -> Watch:
+        async def report(progress: float, message: str) -> None:
+            await self._context.report_progress(progress, message=message)
+
+        return Watch(
+            vespera=self.vespera,
+            caller=self.caller,
+            report=report,
+            host=self.host,
+            heartbeat_seconds=self._heartbeat_seconds,
+        )
+
+    async def take_replies(self) -> None:
+        """Record what the user said between two rounds of the call.
+
+        Raises:
+            InvalidInput: it does not say of which call.
+        """
+        if self._context.request_state is not None or self._context.input_responses:
+            await self.host.take_replies(self.vespera, self.caller)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +107,11 @@ def bound(plan: ToolPlan, vespera: Vespera, heartbeat_seconds: float, board: Boa
     """The tool, over one `Vespera`. Whoever calls it is found in `current_caller`."""
 
     async def answer(arguments: dict[str, Any], context: Context[Any, Any]) -> CallToolResult | InputRequiredResult:
-        async def report(progress: float, message: str) -> None:
-            await context.report_progress(progress, message=message)
-
-        caller = current_caller.get()
+        call = Call(vespera, current_caller.get(), context, board, heartbeat_seconds)
         try:
             taken = schemas.check(plan.takes, arguments)
-            host = host_of(context, board)
-            watch = Watch(vespera=vespera, caller=caller, report=report, host=host, heartbeat_seconds=heartbeat_seconds)
-            await host.take_replies(vespera, caller)
-            answer = await plan.use(Call(vespera, caller, watch, host), taken)
+            await call.take_replies()
+            answer = await plan.use(call, taken)
             return answers.success(answer, is_error=plan.stands_for_the_work and answers.has_failed(answer))
         except NextRound as round:
             return round.result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# Where the environment forbids compiled files, as in many containers, each of a thousand processes that the tests start
+# would compile our code anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # A slow machine is no fault of what is tested. Each run draws other examples than the last.
 settings.register_profile("any machine", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each worker begins to read the files at another place, and finds those compiled that the others have read before.
+
+    All of them at once would each compile everything, in a clone that is new.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is None or config.args != config.getini("testpaths") or config.option.ignore or config.option.ignore_glob:
+        return
+    files = sorted(str(file) for file in Path(__file__).parent.rglob("test_*.py"))
+    first = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    config.args = files[first:] + files[:first]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order is that of the files, wherever a worker began to read."""
+    items.sort(key=lambda item: str(item.path))
 
 
 @pytest.fixture

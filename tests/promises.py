@@ -95,9 +95,16 @@ PROMISES: dict[str, Promise] = {
             "store/test_journal.py::test_damage_is_looked_for_after_an_unclean_exit",
             "store/test_damage.py::test_a_flipped_bit_is_found_and_crashes_nobody",
             "store/test_damage.py::test_an_event_that_does_not_match_its_checksum_is_given_to_nobody",
+            "store/test_progress_rows.py::test_progress_is_not_folded_from_a_damaged_log",
             "store/test_upkeep.py::test_damage_that_no_open_noticed_is_logged",
         ),
         mutants=(
+            Mutant(
+                file="vespera_exec/store/reading.py",
+                right="if zlib.crc32(body.encode()) != int(checksum):",
+                wrong="if not checksum:",
+                caught_by="store/test_progress_rows.py::test_progress_is_not_folded_from_a_damaged_log",
+            ),
             Mutant(
                 file="vespera_exec/store/reading.py",
                 right="if not isinstance(body, bytes) or zlib.crc32(body) != checksum:",
@@ -274,8 +281,8 @@ PROMISES: dict[str, Promise] = {
             ),
             Mutant(
                 file="vespera_exec/model/session.py",
-                right="""            self.release_capacity("It has ended")\n""",
-                wrong="            pass\n",
+                right="""if ends and life.capacity and self.release_capacity("It has ended"):""",
+                wrong="if False:",
                 caught_by="app/test_capacity.py"
                 "::test_it_is_given_back_before_the_end_is_seen_and_the_log_says_what_it_cost",
             ),
@@ -311,11 +318,19 @@ PROMISES: dict[str, Promise] = {
             "model/test_model_races.py::test_four_threads_that_end_a_session_end_it_once",
             "model/test_transitions.py::test_a_change_that_the_table_does_not_list_is_refused_and_changes_nothing",
             "store/test_journal.py::test_there_is_one_terminal_event_per_execution",
+            "store/test_segments.py::test_an_execution_ends_once_in_whichever_segment",
+            "store/test_migrations.py::test_what_ended_in_an_older_format_does_not_end_again",
         ),
         mutants=(
             Mutant(
+                file="vespera_exec/store/writer.py",
+                right="                    rows.ends.append((log.stream,))\n",
+                wrong="                    pass\n",
+                caught_by="store/test_segments.py::test_an_execution_ends_once_in_whichever_segment",
+            ),
+            Mutant(
                 file="vespera_exec/model/session.py",
-                right="            transitions.check(old, new, life.paused_from)\n",
+                right="        transitions.check(old, new, life.paused_from)\n",
                 wrong="",
                 caught_by="model/test_transitions.py::"
                 "test_a_change_that_the_table_does_not_list_is_refused_and_changes_nothing",
@@ -332,14 +347,15 @@ PROMISES: dict[str, Promise] = {
         mutants=(
             Mutant(
                 file="vespera_exec/store/feed.py",
-                right="            if not future.done():\n                future.set_result(None)\n",
-                wrong="            future.set_result(None)\n",
+                right="        for future in self.parked:\n            if not future.done():\n"
+                "                future.set_result(None)\n",
+                wrong="        for future in self.parked:\n            future.set_result(None)\n",
                 caught_by="store/test_subscribers.py::"
                 "test_an_event_that_meets_a_cancelled_subscriber_still_reaches_the_others",
             ),
             Mutant(
                 file="vespera_exec/store/feed.py",
-                right="            self._tasks.pop(task_id, None)\n",
+                right="            del self._topics[_key(task_id, execution_id)]\n",
                 wrong="            pass\n",
                 caught_by="store/test_subscribers.py::"
                 "test_the_living_hear_all_beside_the_dead_and_nothing_is_left_of_either",
@@ -408,8 +424,8 @@ PROMISES: dict[str, Promise] = {
             ),
             Mutant(
                 file="vespera_exec/model/session.py",
-                right="now = self._ledger.clock.monotonic()\n            noted = ",
-                wrong="now = self._ledger.clock.now().timestamp()\n            noted = ",
+                right="now = ledger.clock.monotonic()\n        noted = ",
+                wrong="now = ledger.clock.now().timestamp()\n        noted = ",
                 caught_by="model/test_clock_jumps.py::test_no_jump_and_no_sleep_is_in_a_duration",
             ),
             Mutant(

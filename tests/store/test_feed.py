@@ -186,6 +186,63 @@ async def test_waiting_ends_with_an_event_of_ones_own_or_with_the_time(settings:
         assert store.feed.followers() == 0
 
 
+async def test_each_wait_for_the_same_ends_at_its_own_time(settings: Settings) -> None:
+    async with Store.open(settings) as store:
+        session = running(store)
+        head = await store.journal.sync()
+        ended: list[tuple[str, bool]] = []
+        two = anyio.Event()
+
+        async def wait(what: str, timeout: float) -> None:
+            ended.append((what, await store.feed.wait(after=head, execution_id=session.session_id, timeout=timeout)))
+            if len(ended) == 2:
+                two.set()
+
+        with anyio.fail_after(WITHIN):
+            async with anyio.create_task_group() as group:
+                group.start_soon(wait, "patient", 2 * WITHIN)
+                group.start_soon(wait, "second", 0.04)
+                group.start_soon(wait, "first", 0.01)
+                await two.wait()
+                speak(session, 1)
+        assert ended == [("first", False), ("second", False), ("patient", True)]
+        assert store.feed.followers() == 0
+
+
+async def test_an_event_of_no_execution_is_heard_once_by_who_hears_everything(settings: Settings) -> None:
+    async with Store.open(settings) as store:
+        running(store)
+        head = await store.journal.sync()
+        heard: list[int] = []
+
+        async def follow() -> None:
+            heard.extend(await take(store, 3, after=head))
+
+        with anyio.fail_after(WITHIN):
+            async with anyio.create_task_group() as group:
+                group.start_soon(follow)
+                await anyio.lowlevel.checkpoint()
+                for _ in range(3):
+                    Task(title="of no execution yet", sink=store.journal)
+        assert heard == [head + 1, head + 2, head + 3]
+
+
+async def test_an_event_is_made_for_its_first_reader_and_is_the_same_for_all(settings: Settings) -> None:
+    async with Store.open(settings) as store:
+        session = running(store)
+        speak(session, 3)
+        await store.journal.sync()
+        ring = store.feed._ring  # pyright: ignore[reportPrivateUsage]
+        assert not any(isinstance(held, StoredEvent) for held in ring)
+        ours = await store.feed.read(execution_id=session.session_id)
+        again = await store.feed.read(execution_id=session.session_id)
+        assert [id(event) for event in ours] == [id(event) for event in again]
+        assert [isinstance(held, StoredEvent) for held in ring] == [held[3] is not None for held in ring]
+        assert ours == await store.queries.events_after(0, execution_id=session.session_id)
+        held_bytes = store.feed._held_bytes  # pyright: ignore[reportPrivateUsage]
+        assert held_bytes == sum(len(held[5]) for held in ring)
+
+
 async def test_a_nudge_ends_the_waits_for_the_same_and_no_others(settings: Settings) -> None:
     async with Store.open(settings) as store:
         session = running(store)
@@ -239,7 +296,7 @@ async def test_an_event_that_comes_while_the_database_is_read_is_heard(settings:
 
                 group.start_soon(follow)
                 await anyio.lowlevel.checkpoint()  # it reads, and finds nothing, for all there is are the other's
-                feed.publish([StoredEvent(head + 1, "info", other.task_id, "mine", 1, b"{}")])
+                feed.publish([StoredEvent(head + 1, "info", other.task_id, "mine", 1, b"{}")], head + 1)
         assert heard == [head + 1]
 
 
@@ -257,11 +314,11 @@ async def test_another_execution_wakes_nobody_but_its_own_followers(settings: Se
 
             group.start_soon(follow)
             await anyio.lowlevel.checkpoint()
-            topic = store.feed._executions[mine.session_id]  # pyright: ignore[reportPrivateUsage]
-            before = topic.version
+            topic = store.feed._topics[mine.session_id]  # pyright: ignore[reportPrivateUsage]
+            before = topic.last
             speak(other, 100)
             await store.journal.sync()
-            assert topic.version == before
+            assert topic.last == before
             assert len(topic.parked) == 1
             speak(mine, 1)
         assert woken == [head + 101]
@@ -326,9 +383,9 @@ async def test_memory_is_bounded_by_bytes_and_everything_is_still_heard(settings
                 group.start_soon(follow)
                 await anyio.lowlevel.checkpoint()
                 for event in await store.queries.events_after(head):
-                    feed.publish([event])
-                    held = {*feed._ring, *feed._executions[mine.session_id].tail}  # pyright: ignore[reportPrivateUsage]
-                    assert sum(len(each.body) for each in held) <= 100_000
+                    feed.publish([event], event.cursor)
+                    held = {*feed._ring, *feed._topics[mine.session_id].tail}  # pyright: ignore[reportPrivateUsage]
+                    assert sum(len(each[5]) for each in held) <= 100_000
         assert heard == [head + 1, *range(head + 3, head + 62, 2)]
         assert [event.cursor for event in await feed.read(after=head)] == list(range(head + 1, head + 62))
 
@@ -341,7 +398,7 @@ async def test_an_event_larger_than_the_memory_is_heard_out_of_the_database(sett
         speak(session, 1)
         session.note(MessageLevel.INFO, "x" * 5000)
         await store.journal.sync()
-        feed.publish(await store.queries.events_after(head))
+        feed.publish(await store.queries.events_after(head), head + 2)
         assert [event.cursor for event in await feed.read(after=head)] == [head + 1, head + 2]
         assert not feed._ring  # pyright: ignore[reportPrivateUsage]
 
@@ -362,7 +419,7 @@ async def test_a_cancelled_follower_leaves_nothing_behind(settings: Settings) ->
             group.cancel_scope.cancel()
         await anyio.lowlevel.checkpoint()
         assert store.feed.followers() == 0
-        assert not store.feed._tasks  # pyright: ignore[reportPrivateUsage]
+        assert not store.feed._topics  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_flipped_bit_in_an_event_is_found_and_named(settings: Settings) -> None:

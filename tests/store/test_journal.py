@@ -22,13 +22,16 @@ from vespera_exec.model.ledger import Batch, IdempotencyRecord
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.task import Task
 from vespera_exec.store.database import open_for_writing
+from vespera_exec.store.feed import StoredEvent
 from vespera_exec.store.journal import Journal
+from vespera_exec.store.queries import Queries
 from vespera_exec.store.writer import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vespera_exec.store.feed import StoredEvent
+    from vespera_exec.model.progress import Progress
+    from vespera_exec.store.decisions import Fact
 
 
 @pytest.fixture
@@ -53,6 +56,10 @@ def event(stream: str, sequence: int, **fields: object) -> ExecutionEvent:
 
 def batch(stream: str, sequence: int) -> Batch:
     return Batch((event(stream, sequence),))
+
+
+def as_read(facts: Sequence[Fact], head: int) -> list[StoredEvent]:
+    return [StoredEvent.of(fact, cursor) for cursor, fact in enumerate(facts, head - len(facts) + 1)]
 
 
 def modes(folder: Path) -> list[int]:
@@ -170,7 +177,7 @@ async def test_whoever_syncs_in_the_same_turn_of_the_loop_joins_the_commit(path:
 async def test_what_publishing_fails_at_is_told_and_nobody_waits_for_ever(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def publish(_: Sequence[StoredEvent]) -> None:
+    def publish(_: Sequence[Fact], __: int) -> None:
         raise RuntimeError("broken on purpose")
 
     async with Journal.open(path, publish=publish) as journal:
@@ -183,8 +190,8 @@ async def test_what_publishing_fails_at_is_told_and_nobody_waits_for_ever(
 async def test_events_are_published_before_the_sync_that_covers_them_returns(path: Path) -> None:
     published: list[StoredEvent] = []
 
-    def publish(events: Sequence[StoredEvent]) -> None:
-        published.extend(events)
+    def publish(facts: Sequence[Fact], head: int) -> None:
+        published.extend(as_read(facts, head))
 
     async with Journal.open(path, publish=publish) as journal:
         task = Task(title="Heard", sink=journal)
@@ -197,7 +204,11 @@ async def test_events_are_published_before_the_sync_that_covers_them_returns(pat
 async def test_a_published_event_is_the_one_shape_of_all_doors(path: Path) -> None:
     published: list[StoredEvent] = []
     decided: list[ExecutionEvent] = []
-    async with Journal.open(path, publish=published.extend) as journal:
+
+    def publish(facts: Sequence[Fact], head: int) -> None:
+        published.extend(as_read(facts, head))
+
+    async with Journal.open(path, publish=publish) as journal:
         task = Task(title="Ünïcode \U0001f600", sink=journal)
         task.ledger.listen(decided.append)
         session = task.start_execution("role")
@@ -306,7 +317,7 @@ async def test_a_decision_refused_in_the_midst_of_a_statement_leaves_nothing_of_
         assert journal.statistics().refused == 1
         journal.append(batch("e", 1))
         assert await journal.sync() == 3
-    kept = "SELECT e.cursor, s.name, e.sequence FROM events e JOIN streams s ON s.id = e.stream ORDER BY e.cursor"
+    kept = "SELECT e.cursor, s.name, e.sequence FROM log e JOIN streams s ON s.id = e.stream ORDER BY e.cursor"
     assert rows(path, kept) == [(1, "before", 1), (2, "after", 1), (3, "e", 1)]
 
 
@@ -346,7 +357,7 @@ async def test_what_a_refused_decision_taught_the_writer_is_forgotten_with_it(pa
         journal.append(batch("b", 2))
         with pytest.raises(Conflict):
             await journal.sync()
-    found = rows(path, "SELECT e.cursor, s.name, e.sequence FROM events e JOIN streams s ON s.id = e.stream")
+    found = rows(path, "SELECT e.cursor, s.name, e.sequence FROM log e JOIN streams s ON s.id = e.stream")
     assert found == [(1, "a", 1), (2, "b", 1), (3, "b", 2)]
 
 
@@ -459,7 +470,7 @@ async def test_the_log_goes_on_where_it_ended(path: Path) -> None:
         journal.append(batch("a", 2))
         journal.append(batch("b", 1))
         assert await journal.sync() == 3
-    assert rows(path, "SELECT cursor, stream, sequence FROM events") == [(1, 2, 1), (2, 2, 2), (3, 3, 1)]
+    assert rows(path, "SELECT cursor, stream, sequence FROM log ORDER BY cursor") == [(1, 2, 1), (2, 2, 2), (3, 3, 1)]
 
 
 async def test_the_wal_stays_small_under_load(path: Path) -> None:
@@ -551,6 +562,12 @@ async def test_damage_is_looked_for_after_an_unclean_exit(path: Path) -> None:
             pytest.fail("opened")
 
 
+async def progress_of(path: Path, sessions: list[str]) -> dict[str, Progress]:
+    async with Queries.open(path) as queries:
+        known = {session: await queries.get_execution(session) for session in sessions}
+        return {session: found[1] for session, found in known.items() if found is not None}
+
+
 @pytest.mark.promise("acknowledged")
 def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(path: Path) -> None:
     program = Path(__file__).with_name("acking_writer.py")
@@ -564,20 +581,16 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(path: Path) -> N
                 if line.endswith(b"\n"):
                     session, sequence, step = line.split()
                     acked[session.decode()] = (int(sequence), int(step))
-        counted = "SELECT s.name, max(e.sequence), count(*) FROM events e JOIN streams s ON s.id = e.stream GROUP BY 1"
+        counted = "SELECT s.name, max(e.sequence), count(*) FROM log e JOIN streams s ON s.id = e.stream GROUP BY 1"
         stored = {name: (last, count) for name, last, count in rows(path, counted)}
-        for session, (sequence, step) in acked.items():
+        for session, (sequence, _) in acked.items():
             last, count = stored[session]
             assert isinstance(last, int)
             assert last >= sequence
             assert count == last
-            ((current,),) = rows(
-                path,
-                "SELECT json_extract(p.doc, '$.overall.current') FROM progress p JOIN streams s ON s.id = p.id "
-                f"WHERE s.name = '{session}'",
-            )
-            assert isinstance(current, float)
-            assert current >= step
+        for session, progress in anyio.run(progress_of, path, list(acked)).items():
+            assert progress.overall.current >= acked[session][1]
+            assert progress.sequence == stored[session][0]
         ((cursors, highest),) = rows(path, "SELECT count(*), max(cursor) FROM events")
         assert cursors == highest
     assert len(acked) >= 20

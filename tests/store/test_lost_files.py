@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 from stored import fill, opened
 
@@ -48,6 +49,7 @@ async def test_nothing_new_is_decided_once_the_database_is_gone(data_dir: Path, 
         await store.journal.sync()
         store.journal.check_writable()
         lose(store.database)
+        await anyio.lowlevel.checkpoint()  # one look serves a turn of the loop
         with pytest.raises(StoreUnavailable, match="removed or replaced"):
             store.journal.check_writable()
 

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING
 import pytest
 from stored import content, fill, opened
 
+from vespera_exec.errors import StoreError
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.inputs import Question
 from vespera_exec.model.task import Task
+from vespera_exec.store.damage import examine
 from vespera_exec.store.database import migrations
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+OLDER_SHAPES = {
+    "events": "filled.log",
+    "progress": "(SELECT id, percentage, '' AS message, doc FROM filled.progress JOIN filled.progress_docs USING (id))",
+}
 NEWER_FIELDS = ("inputs", "claims", "lease")
 
 
@@ -32,7 +38,8 @@ def of_format(version: int, filled: Path, place: Path) -> Path:
         for table in tables:
             columns = ", ".join(row[1] for row in old.execute(f"PRAGMA main.table_info({table})"))
             if columns:
-                old.execute(f"INSERT OR REPLACE INTO main.{table} ({columns}) SELECT {columns} FROM filled.{table}")
+                then = OLDER_SHAPES.get(table, f"filled.{table}")
+                old.execute(f"INSERT OR REPLACE INTO main.{table} ({columns}) SELECT {columns} FROM {then}")
         for number, doc in old.execute("SELECT id, doc FROM main.executions").fetchall():
             known = {name: value for name, value in json.loads(doc).items() if name not in NEWER_FIELDS}
             old.execute("UPDATE main.executions SET doc = ? WHERE id = ?", (json.dumps(known), number))
@@ -66,3 +73,45 @@ async def test_a_database_of_an_older_format_is_brought_up_to_date_and_goes_on(
         found, total = await store.queries.open_inputs()
         assert ([each.question for each in found], total) == ([session.lifecycle.inputs[0]], 1)
     assert content(database)["events"][: len(events)] == events
+
+
+async def test_a_log_from_before_segments_goes_on_in_them(data_dir: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    newer.mkdir(mode=0o700)
+    async with opened(newer) as store:
+        task = Task(title="long", sink=store.journal)
+        session = task.start_execution("role")
+        session.update_status(ExecutionStatus.RUNNING)
+        for step in range(100):
+            session.update_progress(step / 2, message=f"step {step}")
+        await store.journal.sync()
+    last = session.progress.sequence
+    old = of_format(5, newer / "vespera.db", data_dir / "vespera.db")
+    assert {each.severity for each in examine(old)} == {"ok"}
+
+    async with opened(data_dir) as store:
+        assert await store.queries.get_execution(session.session_id) == (session.lifecycle, session.progress)
+        task.ledger.sink = store.journal
+        for step in range(40):
+            session.update_progress(50 + step, message=f"step {step}")
+        session.complete()
+        await store.journal.sync()
+        whole = await store.queries.events_after(0, execution_id=session.session_id)
+        assert [each.sequence for each in whole] == list(range(1, session.progress.sequence + 1))
+    segments = [row for row in content(old)["segments"] if row[2] != 1]
+    assert [since for _, _, since in segments] == [last // 32 * 32 + 32, last // 32 * 32 + 64][: len(segments)]
+    assert len(segments) >= 1
+    assert {each.severity for each in examine(old)} == {"ok"}
+
+
+@pytest.mark.promise("one_end")
+async def test_what_ended_in_an_older_format_does_not_end_again(data_dir: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    newer.mkdir(mode=0o700)
+    filled = await fill(newer, tasks=1)
+    old = of_format(5, filled, data_dir / "vespera.db")
+    (ended,) = [row[0] for row in content(filled)["ends"]]
+    async with opened(data_dir) as store:
+        with pytest.raises(StoreError, match="ends"):
+            await store.journal.perform(lambda db: db.execute("INSERT INTO ends VALUES (?)", (ended,)))
+    assert {each.severity for each in examine(old)} == {"ok"}

@@ -23,7 +23,7 @@ def stored_sequences(database: Path) -> dict[str, int]:
     """The last number of each log, none of which has a gap."""
     with closing(sqlite3.connect(database)) as db:
         found = db.execute(
-            "SELECT s.name, max(e.sequence), count(*) FROM events e JOIN streams s ON s.id = e.stream GROUP BY s.name"
+            "SELECT s.name, max(e.sequence), count(*) FROM log e JOIN streams s ON s.id = e.stream GROUP BY s.name"
         ).fetchall()
     assert all(last == count for _, last, count in found)
     return {name: last for name, last, _ in found}

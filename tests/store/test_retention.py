@@ -37,8 +37,8 @@ LONG_AGO = Clock(now=lambda: NOW - timedelta(days=100), monotonic=lambda: 0.0)
 LATELY = Clock(now=lambda: NOW, monotonic=lambda: 0.0)
 BEFORE = NOW - timedelta(days=30)
 TABLES = (
-    "streams", "events", "tasks", "executions", "progress", "results", "requests", "idempotency", "samples",
-    "plan_states", "steps", "checkpoints", "step_cache",
+    "streams", "segments", "events", "ends", "tasks", "executions", "progress", "progress_docs", "results",
+    "requests", "idempotency", "samples", "plan_states", "steps", "checkpoints", "step_cache",
 )  # fmt: skip
 
 

@@ -113,8 +113,7 @@ async def test_the_living_hear_all_beside_the_dead_and_nothing_is_left_of_either
         while never_reading:
             await never_reading.pop().aclose()
         assert store.feed.followers() == 0
-        assert not store.feed._executions  # pyright: ignore[reportPrivateUsage]
-        assert not store.feed._tasks  # pyright: ignore[reportPrivateUsage]
+        assert not store.feed._topics  # pyright: ignore[reportPrivateUsage]
         assert futures() <= at_rest
         assert held_events() <= 2 * RING
 
@@ -141,7 +140,8 @@ async def test_an_event_that_meets_a_cancelled_subscriber_still_reaches_the_othe
                 await anyio.wait_all_tasks_blocked()
                 dying.cancel()
                 # In the same breath: the dead one's future is cancelled, and it has not yet taken it away.
-                store.feed.publish([StoredEvent(head + 1, "info", session.task_id, session.session_id, 1, b"{}")])
+                event = StoredEvent(head + 1, "info", session.task_id, session.session_id, 1, b"{}")
+                store.feed.publish([event], head + 1)
         assert heard == [[head + 1]]
         assert store.feed.followers() == 0
 

@@ -32,11 +32,6 @@ class Log(Sink, Protocol):
         """Why it cannot be written now, or None."""
         ...
 
-    @property
-    def broken(self) -> VesperaError | None:
-        """Why nothing will ever be written again, or None."""
-        ...
-
     def append_samples(self, samples: Sequence[StoredSample]) -> None:
         """Keep measurements, where there is time."""
         ...
@@ -52,8 +47,8 @@ class Disk:
         """The log cannot be written now."""
         return self._log.fault is not None
 
-    async def has(self, *execution_ids: str) -> None:
-        """Wait until all that was decided about these executions is on disk, however long the disk refuses.
+    async def has(self, execution_id: str) -> None:
+        """Wait until all that was decided about an execution is on disk, however long the disk refuses.
 
         A decision that the store will never take is logged, and no longer waited for.
         """
@@ -65,9 +60,8 @@ class Disk:
                 await anyio.sleep(pause)
                 pause = min(pause * 2, 2.0)
             except VesperaError:
-                _log.exception("A decision about execution %s was refused by the store", ", ".join(execution_ids))
-                if self._log.broken is not None:
-                    return
+                _log.exception("A decision about execution %s was refused by the store", execution_id)
+                return
             else:
                 return
 

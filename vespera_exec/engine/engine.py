@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from vespera_exec.engine.capacity.grants import Grants
     from vespera_exec.engine.disk import Log
-    from vespera_exec.engine.jobs import Outcome
     from vespera_exec.engine.measuring import Sampler
     from vespera_exec.engine.plans.checkpoints import CheckpointReader
     from vespera_exec.model.session import ExecutionSession
@@ -95,8 +94,6 @@ class Engine:
         """By run id, until its end is on disk; a task may have its next run by then."""
         self._latest: dict[str, Run] = {}
         """By task id."""
-        self._ended: list[tuple[Job, RunningExecution | None, Outcome | None]] = []
-        """Those to be concluded in the next turn of the loop."""
         self._group: TaskGroup | None = None
 
     @asynccontextmanager
@@ -225,9 +222,10 @@ class Engine:
 
     async def _dispatch(self) -> None:
         """Fill the free slots whenever something changes, or the next held job or deadline is due."""
-        while self._group is not None:
+        while (group := self._group) is not None:
             for job in self._waiting.departed():
-                self._over(job, None, None)
+                self._end_if_cancelling(job)
+                group.start_soon(self._done, job)
             for job in self._waiting.admitted(self._options.max_concurrent - len(self._slots)):
                 self._start(job)
             await self._waiting.changed()
@@ -256,107 +254,48 @@ class Engine:
                 return self._plans
 
     async def _execute(self, job: Job, execution: RunningExecution, group: TaskGroup) -> None:
-        """The beginning of one execution, and its work. Its end is concluded apart from what the work has left here."""
-        outcome = None
+        following = None
         try:
-            if self._may_begin(job):
-                if job.place == "slot" or job.session.lifecycle.status is S.PENDING:
-                    self._begin(job)
-                await self._disk.has(job.key)
-                outcome = await execution.run(group, lambda: group.start_soon(self._supervise, job, execution))
-                if outcome is None:
-                    return
+            status = job.session.lifecycle.status
+            if status in STARTABLE or (job.place != "slot" and not status.is_terminal):
+                following = await self._attempt(job, execution, group)
+            else:
+                self._end_if_cancelling(job)
         # The supervisor of one execution: what goes wrong with it is its end, and no other's.
         except Exception as fault:  # noqa: BLE001
             self._give_up(job, fault)
-        except BaseException:  # its owner goes
-            if not execution.is_supervised:
-                await self._remove(execution.scratch)
-                self._vacate(job, execution)
-            raise
-        if os.path.lexists(execution.scratch):  # noqa: ASYNC240 - a thread would cost more than the look
-            group.start_soon(self._tidied, job, execution, outcome)
-        else:
-            self._over(job, execution, outcome)
-
-    async def _supervise(self, job: Job, execution: RunningExecution) -> None:
-        """The end of one that has processes, or has to be ended."""
-        outcome = None
-        try:
-            outcome = await execution.supervise()
-        except Exception as fault:  # noqa: BLE001 - the supervisor of one execution, as above
-            self._give_up(job, fault)
-        except BaseException:  # its owner goes
-            await self._tidied(job, execution, None)
-            raise
-        await self._tidied(job, execution, outcome)
-
-    async def _tidied(self, job: Job, execution: RunningExecution, outcome: Outcome | None) -> None:
-        """Its end, once nothing of its scratch folder is left."""
-        try:
-            await self._remove(execution.scratch)
         finally:
-            self._over(job, execution, outcome)
-
-    def _over(self, job: Job, execution: RunningExecution | None, outcome: Outcome | None) -> None:
-        """It is to be concluded, with all others of this turn of the loop; without an outcome it has ended already."""
-        if (group := self._group) is None:  # the owner goes; the next one finds it as it is
-            if execution is not None:
-                self._vacate(job, execution)
+            self._place_of(job).pop(job.key, None)
+            if job.capacity or job.place != "slot":  # what an owner took over may hold some, whatever it needs now
+                self.grants.give_back(job)
+                self._waiting.free(job.key)
+            execution.concluded.set()
+            self._waiting.rouse()
+        if following is None:
+            await self._done(job)
             return
-        self._ended.append((job, execution, outcome))
-        if len(self._ended) == 1:
-            group.start_soon(self._conclude)
+        if following is job:
+            self._waiting.put(job)
+            return
+        # At once, so that a cancel finds it while its beginning is still on the way to the disk.
+        self._runs[following.session.run_id].session = following.session
+        await self._disk.has(job.key)
+        self._heed(following)
+        self._waiting.put(following)
 
-    async def _conclude(self) -> None:
-        """Conclude those that have ended; once that is on disk, tell of it, and queue what follows."""
-        ended, self._ended = self._ended, []
-        following: list[tuple[Job, Job | None]] = []
-        for job, execution, outcome in ended:
-            after = self._concluded(job, outcome)
-            if execution is not None:
-                self._vacate(job, execution)
-            if after is job:
-                self._waiting.put(job)
-                continue
-            following.append((job, after))
-            if after is not None:
-                # At once, so that a cancel finds it while its beginning is still on the way to the disk.
-                self._runs[after.session.run_id].session = after.session
-            else:
-                with job.task.ledger:
-                    pass  # another thread may be about to append the end that has been seen here
-        await self._disk.has(*(job.key for job, _ in following))
-        for job, after in following:
-            if after is None:
-                self._done(job)
-            else:
-                self._heed(after)
-                self._waiting.put(after)
+    async def _attempt(self, job: Job, execution: RunningExecution, group: TaskGroup) -> Job | None:
+        """One execution from its start to its conclusion, or until it is parked.
 
-    def _concluded(self, job: Job, outcome: Outcome | None) -> Job | None:
-        """Decide its end; the job of the next attempt, where there is one, or `job` itself, which is parked."""
+        Returns the job of the next attempt, where there is one, or `job` itself, which is parked.
+        """
+        if job.place == "slot" or job.session.lifecycle.status is S.PENDING:
+            self._begin(job)
+        await self._disk.has(job.key)
         try:
-            if outcome is not None:
-                return self._endings.conclude(job, outcome)
-        # The supervisor of one execution: what goes wrong with it is its end, and no other's.
-        except Exception as fault:  # noqa: BLE001
-            self._give_up(job, fault)
-        self._end_if_cancelling(job)
-        return None
-
-    def _vacate(self, job: Job, execution: RunningExecution) -> None:
-        """Its place is free, and what it held."""
-        self._place_of(job).pop(job.key, None)
-        if job.capacity or job.place != "slot":  # what an owner took over may hold some, whatever it needs now
-            self.grants.give_back(job)
-            self._waiting.free(job.key)
-        execution.concluded.set()
-        self._waiting.rouse()
-
-    def _may_begin(self, job: Job) -> bool:
-        status = job.session.lifecycle.status
-        return status in STARTABLE or (job.place != "slot" and not status.is_terminal)
+            outcome = await execution.run(group)
+        finally:
+            await self._remove(execution.scratch)
+        return self._endings.conclude(job, outcome)
 
     def _end_if_cancelling(self, job: Job) -> None:
         try:
@@ -410,8 +349,11 @@ class Engine:
         except VesperaError:
             _log.exception("The end of %s could not be recorded", job.key)
 
-    def _done(self, job: Job) -> None:
+    async def _done(self, job: Job) -> None:
         """Its end is on disk, or will never be: let go whoever waits for the run."""
+        with job.task.ledger:
+            pass  # another thread may be about to append the end that has been seen here
+        await self._disk.has(job.key)
         run = self._runs.pop(job.session.run_id, None)
         if run is not None:
             run.done.set()

@@ -51,9 +51,8 @@ class OutputSink(Protocol):
 class RunningExecution:
     """Runs one job to its outcome.
 
-    Work that ends by itself, and launches nothing, needs no task beside its own. A supervisor is called once there are
-    processes, or the work is to be ended. What only processes need (output, usage sampling) is opened when the first
-    is launched: `open_output` and `sampled`, a context around the time in which there are processes, told their roots.
+    What only processes need (launcher, output, usage sampling) is opened when the first is launched:
+    `open_output` and `sampled`, a context around the time in which there are processes, told their roots.
     """
 
     def __init__(
@@ -88,15 +87,6 @@ class RunningExecution:
             self._pauses.pause(job.session.lifecycle.status_message)  # it was, when its owner died
         self._keeping = False
         self._group: TaskGroup | None = None
-        self._token: CancellationToken | None = None
-        """The work's own, from its beginning on: a timeout cancels the work, but is no request to cancel it all."""
-        self._unlisten: Callable[[], object] | None = None
-        self._call_supervisor: Callable[[], object] | None = None
-        """Until it has been called."""
-        self.is_supervised = False
-        """A supervisor has been called, and sees it to its end."""
-        self._look: asyncio.TimerHandle | None = None
-        """The next one at the clock of a work that may last only so long."""
         self._output: OutputSink | None = None
         self._scope = anyio.CancelScope()
         self._news = asyncio.Event()
@@ -109,7 +99,7 @@ class RunningExecution:
         """Set when its end, or that it is parked, has been decided; or when its owner goes."""
         self._launching: asyncio.Event | None = None
         """From the first launch on; set when the launcher takes it, or never will."""
-        self._outcome: Outcome | None = None
+        self._outcome = Outcome(error=CancellationException("cancelled"))
         self._rung: str | None = None
 
     @property
@@ -148,7 +138,7 @@ class RunningExecution:
         """Record that it goes on, which it does once that is on disk; False as for `pause`."""
         accepted = self._pauses.resume(reason)
         self._keep_pauses()
-        self._look_at_clock()
+        self._news.set()
         return accepted
 
     def put_back(self, place: PutBack) -> bool:
@@ -156,66 +146,73 @@ class RunningExecution:
         if self.over:
             return False
         self._put_back = place
-        self._tell()
+        self._news.set()
         return True
 
     async def settled(self) -> None:
         """Returns when it stands or goes on as was asked, is asked otherwise, or is over."""
         await self._pauses.settled()
 
-    async def run(self, group: TaskGroup, call_supervisor: Callable[[], object]) -> Outcome | None:
-        """Do the work, in the task that calls this; its outcome, or None where a supervisor was called, who has that.
+    async def run(self, group: TaskGroup) -> Outcome:
+        """The outcome, with nothing of the work left behind.
 
-        An asynchronous callable that swallows its cancellation cannot be ended: the supervisor goes without it, and
-        it is left there, fenced off (`abandoned`). Cancelled itself, it concludes nothing: that is how an owner goes.
+        The work itself is a task of `group`: an asynchronous callable that swallows its cancellation
+        cannot be ended, and is left there, fenced off (`abandoned`). Cancelled itself, `run` ends all
+        processes and concludes nothing: that is how an owner goes.
         """
+        loop = asyncio.get_running_loop()
         requested = self.job.session.cancellation_token or CancellationToken()
         if requested.is_cancelled and self.job.place == "slot":
-            self._cancelled = self._ended = True
-            self._outcome = Outcome(error=CancellationException(requested.cancellation_reason))
-            self._close()
-            return self._outcome
-        loop = asyncio.get_running_loop()
+            self._cancelled = True
+            self._pauses.close()
+            return Outcome(error=CancellationException(requested.cancellation_reason))
+        # The work's own token: a timeout cancels the work, but it is no request to cancel the execution.
+        token = requested.child()
+
+        def heard() -> None:
+            self._cancelled = True
+            self._news.set()
 
         def tell(_: CancellationToken) -> None:
-            loop.call_soon_threadsafe(self._heard_cancel)
+            loop.call_soon_threadsafe(heard)
 
-        self._unlisten = requested.on_cancel(tell)
-        self._token = token = requested.child()
-        self._group, self._call_supervisor = group, call_supervisor
+        undo = requested.on_cancel(tell)
         try:
+            self._group = group
             self._keep_pauses()
-            if self.over:
-                self._tell()
-            self._look_at_clock()
-            await self._run_work(self._work(token))
-        finally:
-            if not self.is_supervised:
-                self._close()
-        return None if self.is_supervised else self._told()
-
-    async def supervise(self) -> Outcome:
-        """See its processes, and the work where it has to end, to their end; the outcome, with nothing left behind.
-
-        Cancelled itself it ends all processes, and concludes nothing.
-        """
-        try:
+            group.start_soon(self._run_work, self._work(token))
+            await self._until_news()
             if self._launching is None or self.over:
-                await self._stop()
+                await self._stop(token)
             else:
-                await self._with_processes(self._launching)
+                await self._with_processes(token, self._launching)
         # The boundary to what stands around the work (its output, the callbacks of its processes).
         except Exception as fault:  # noqa: BLE001
             await self._give_up(fault)
         finally:
-            self._close()
-        return self._told()
+            undo()
+            token.detach()
+            self._pauses.close()
+            self._refuse_launches()
+            self._tracking.fence()  # parked, it does not end: what the work has left behind must not speak for it
+            if not self._ended:
+                self._scope.cancel()
+        if self._rung is None and self._launching is None and token.is_cancelled:
+            # It has seen its token, and was gone before the ladder was begun.
+            self._rung = "token" if isinstance(self._outcome.error, CancellationException) else None
+        return replace(
+            self._outcome,
+            rung=self._rung,
+            timed_out=self._timed_out,
+            pause_wanted=self._pauses.wanted,
+            put_back=self._put_back,
+        )
 
     async def launch(self, spec: ProcessSpec) -> Process:
         """`Launcher`, which keeps what the processes write, before the runner sees it."""
         if self._launching is None and not self._closed:
             self._launching = asyncio.Event()
-            self._tell()
+            self._news.set()
         if self._launching is not None:
             await self._launching.wait()
         await self._pauses.gate.passed()
@@ -274,80 +271,38 @@ class RunningExecution:
             self._pauses.close()
             self._news.set()
 
-    async def _with_processes(self, launching: asyncio.Event) -> None:
+    async def _with_processes(self, token: CancellationToken, launching: asyncio.Event) -> None:
         self._output = self._open_output(self.job.key)
         try:
             with self._sampled(self.job.session, lambda: self.roots):
                 async with self._launcher:
                     launching.set()
-                    while not self.over:
-                        self._news.clear()
-                        await self._news.wait()
-                    await self._stop()
+                    await self._until_news()
+                    await self._stop(token)
         finally:
             self._output.close()
 
-    def _close(self) -> None:
-        """Nothing of it is heard any more, and nothing of it starts."""
-        if self._unlisten is not None:
-            self._unlisten()
-        if self._token is not None:
-            self._token.detach()
-        if self._look is not None:
-            self._look.cancel()
-        self._pauses.close()
-        self._refuse_launches()
-        self._tracking.fence()  # parked, it does not end: what the work has left behind must not speak for it
-        if not self._ended:
-            self._scope.cancel()
-
-    def _told(self) -> Outcome:
-        """The outcome, with what was asked of it meanwhile."""
-        outcome = self._outcome or Outcome(error=CancellationException("cancelled"))
-        if self._rung is None and self._launching is None and self._token is not None and self._token.is_cancelled:
-            # It has seen its token, and was gone before the ladder was begun.
-            self._rung = "token" if isinstance(outcome.error, CancellationException) else None
-        return replace(
-            outcome,
-            rung=self._rung,
-            timed_out=self._timed_out,
-            pause_wanted=self._pauses.wanted,
-            put_back=self._put_back,
-        )
-
-    def _tell(self) -> None:
-        """There are processes, or the work is to end: its supervisor sees to that."""
-        self._news.set()
-        call, self._call_supervisor = self._call_supervisor, None
-        if call is not None and not self._ended and not self._closed:
-            self.is_supervised = True
-            call()
-
-    def _heard_cancel(self) -> None:
-        self._cancelled = True
-        self._tell()
-
-    def _look_at_clock(self) -> None:
-        """Whether its time is up; else look again when it may be."""
+    async def _until_news(self) -> None:
+        """Until the work has ended or has to, or wants to launch its first process."""
         limit = self.job.policy.timeout_seconds
-        if self._look is not None:
-            self._look.cancel()
-        if not limit or self.over or self._token is None:
-            return
-        left = limit - self.job.session.elapsed_seconds
-        if left <= 0:
-            self._timed_out = True
-            self._tell()
-            return
-        life = self.job.session.lifecycle
-        if life.status is ExecutionStatus.PAUSED or life.is_parked:
-            left = max(left, _STANDING_LOOK_SECONDS)
-        self._look = asyncio.get_running_loop().call_later(left, self._look_at_clock)
+        while not self.over and (self._launching is None or self._launching.is_set()):
+            self._news.clear()
+            if not limit:
+                await self._news.wait()
+                continue
+            left = limit - self.job.session.elapsed_seconds
+            if left <= 0:
+                self._timed_out = True
+                return
+            life = self.job.session.lifecycle
+            if life.status is ExecutionStatus.PAUSED or life.is_parked:
+                left = max(left, _STANDING_LOOK_SECONDS)
+            with anyio.move_on_after(left):
+                await self._news.wait()
 
-    async def _stop(self) -> None:
+    async def _stop(self, token: CancellationToken) -> None:
         """Down the ladder until the work has ended; it alone says then by which rung. Nothing where it has ended."""
-        token = self._token
-        if self._ended or token is None:
+        if self._ended:
             return
         self._pauses.close()
         grace = self.job.policy.grace_seconds

@@ -56,7 +56,8 @@ def examine(database: Path) -> list[Finding]:
             version = files.check_ours(connection, database)
             if not version:
                 return [Finding("ok", f"{database} is empty")]
-            return [_schema(connection, version), *(_looked(check, connection) for check in _CHECKS)]
+            checks = _CHECKS if version == len(files.migrations()) else _CHECKS_OF_ANY_FORMAT
+            return [_schema(connection, version), *(_looked(check, connection) for check in checks)]
     except files.FAULTS as fault:
         error = files.named(fault, database)
     except StoreError as fault:
@@ -177,18 +178,16 @@ def _numbers(connection: sqlite3.Connection) -> Finding:
     ).fetchone()
     if found and (highest - removed_to != found or lowest <= 0):
         faults.append(f"{highest - removed_to - found} events are missing after {removed_to}")
-    broken = connection.execute(
-        "SELECT e.stream FROM events e LEFT JOIN streams s ON s.id = e.stream "
-        "WHERE e.stream NOT IN (SELECT stream FROM removals) GROUP BY e.stream "
-        "HAVING count(*) <> max(e.sequence) OR s.name IS NULL LIMIT 100"
-    )
-    faults += [f"the log of stream {stream} has a gap or no name" for (stream,) in broken]
+    faults += [f"the log of stream {stream} has a gap or no name" for (stream,) in connection.execute(_BROKEN)]
+    faults += [f"the end of stream {stream} is not what its log says" for (stream,) in connection.execute(_MISTOLD)]
     nameless = connection.execute(
         "SELECT id FROM executions WHERE task NOT IN (SELECT id FROM tasks) OR id NOT IN (SELECT id FROM streams) "
         "UNION SELECT id FROM results WHERE id NOT IN (SELECT id FROM executions) "
-        "UNION SELECT id FROM progress WHERE id NOT IN (SELECT id FROM executions) "
+        "UNION SELECT id FROM progress WHERE id NOT IN (SELECT id FROM progress_docs) "
+        "UNION SELECT id FROM progress_docs WHERE id NOT IN (SELECT id FROM executions) "
         "UNION SELECT id FROM plan_states WHERE id NOT IN (SELECT id FROM executions) "
         "UNION SELECT execution FROM step_cache WHERE execution NOT IN (SELECT id FROM executions) "
+        "UNION SELECT segment FROM events WHERE segment NOT IN (SELECT id FROM segments) "
         "UNION SELECT execution FROM steps WHERE execution NOT IN (SELECT id FROM plan_states) "
         "AND execution NOT IN (SELECT stream FROM removals) LIMIT 100"
     )
@@ -198,8 +197,8 @@ def _numbers(connection: sqlite3.Connection) -> Finding:
 
 def _executions(connection: sqlite3.Connection) -> Finding:
     rows = connection.execute(
-        "SELECT e.id, s.name, e.doc, p.doc, e.status, e.ended, p.percentage "
-        "FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
+        "SELECT e.id, s.name, e.doc, d.doc, d.sequence, p.percentage, e.status, e.ended FROM executions e "
+        "JOIN streams s ON s.id = e.id LEFT JOIN progress_docs d ON d.id = e.id LEFT JOIN progress p ON p.id = e.id"
     )
 
     def fits(name: str, events: list[ExecutionEvent], row: tuple[Any, ...]) -> bool:
@@ -209,13 +208,16 @@ def _executions(connection: sqlite3.Connection) -> Finding:
 
 
 def _execution_fits(name: str, events: list[ExecutionEvent], row: tuple[Any, ...]) -> bool:
-    life_doc, progress_doc, status, ended, percentage = row
+    life_doc, progress_doc, documented, percentage, status, ended = row
     life, progress = replayed(events, name)
-    kept = Progress.from_dict(orjson.loads(progress_doc)) if progress_doc else Progress(execution_id=name)
-    return (Lifecycle.from_dict(orjson.loads(life_doc)), kept) == (life, progress) and (
-        (status, ended) == (life.status.value, life.status.is_terminal)
-        and (not progress_doc or percentage == progress.percentage)
-    )
+    kept = Lifecycle.from_dict(orjson.loads(life_doc)), status, ended
+    if kept != (life, life.status.value, life.status.is_terminal):
+        return False
+    if progress_doc is None:
+        return progress == Progress(execution_id=name)
+    _, then = replayed(events[:documented], name)
+    whole = Progress.from_dict(orjson.loads(progress_doc))
+    return (whole, whole.sequence, percentage) == (then, documented, progress.percentage)
 
 
 def _plan_fits(connection: sqlite3.Connection, name: str, events: list[ExecutionEvent]) -> bool:
@@ -267,7 +269,7 @@ def _folded(
     faults: list[str] = []
     for stream, name, *row in rows:
         looked_at += 1
-        bodies = connection.execute("SELECT body FROM events WHERE stream = ? ORDER BY sequence", (stream,))
+        bodies = connection.execute("SELECT body FROM log WHERE stream = ? ORDER BY since, sequence", (stream,))
         try:
             events = [ExecutionEvent.from_stream_message(orjson.loads(body)) for (body,) in bodies]
             if not fits(name, events, tuple(row)):
@@ -300,4 +302,19 @@ def _looked(check: Callable[[sqlite3.Connection], Finding], connection: sqlite3.
         return Finding("error", f"{check.__name__.strip('_')} cannot be read: {fault!r:.80}", _RESTORE)
 
 
+_BROKEN = (
+    "SELECT DISTINCT stream FROM (SELECT g.stream, s.name, g.since, count(e.cursor) AS held, "
+    "min(e.sequence) AS first, max(e.sequence) AS last, "
+    "lag(g.since, 1, 0) OVER along AS since_before, lag(count(e.cursor), 1, 1) OVER along AS held_before "
+    "FROM segments g LEFT JOIN events e ON e.segment = g.id LEFT JOIN streams s ON s.id = g.stream "
+    "GROUP BY g.id WINDOW along AS (PARTITION BY g.stream ORDER BY g.since)) "
+    "WHERE stream NOT IN (SELECT stream FROM removals) AND (name IS NULL OR since <> since_before + held_before "
+    "OR held > 0 AND (first <> since OR last <> since + held - 1)) LIMIT 100"
+)
+"""Logs in which a segment does not begin where the one before it ends, or does not hold all that is its own."""
+_MISTOLD = (
+    "SELECT stream FROM (SELECT stream FROM ends UNION ALL SELECT stream FROM log WHERE ends = 1) "
+    "WHERE stream NOT IN (SELECT stream FROM removals) GROUP BY stream HAVING count(*) <> 2 LIMIT 100"
+)
+_CHECKS_OF_ANY_FORMAT = (_integrity, _log, _results)
 _CHECKS = (_integrity, _log, _numbers, _executions, _tasks, _results)

@@ -16,7 +16,8 @@ import anyio
 
 from vespera_exec.errors import StoreError, StoreUnavailable, VesperaError
 from vespera_exec.store.database import identity
-from vespera_exec.store.writer import Decision, Sample, Writer, prepared
+from vespera_exec.store.decisions import Decision, Fact, prepared
+from vespera_exec.store.writer import Sample, Writer
 
 if TYPE_CHECKING:
     import sqlite3
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vespera_exec.model.ledger import Batch
-    from vespera_exec.store.feed import StoredEvent
 
 _GROUP = 4096
 """Decisions in one transaction at most."""
@@ -78,12 +78,12 @@ _Job = tuple["Callable[[sqlite3.Connection], Any]", asyncio.Future[Any]]
 class Journal:
     """Takes decisions from any thread and makes them durable, in the order in which they came.
 
-    `sync` and `check_writable` say what became of them. The events of a committed group go to
-    `publish` on the loop, before any `sync` that covers them returns.
+    `sync` and `check_writable` say what became of them. The facts of a committed group, and the cursor of the last,
+    go to `publish` on the loop, before any `sync` that covers them returns.
     """
 
     def __init__(
-        self, database: Path, *, linger_ms: float = 2.0, publish: Callable[[Sequence[StoredEvent]], None] | None = None
+        self, database: Path, *, linger_ms: float = 2.0, publish: Callable[[Sequence[Fact], int], None] | None = None
     ) -> None:
         self._database = database
         self._linger = linger_ms / 1000
@@ -115,11 +115,12 @@ class Journal:
         self._settled = 0
         self._syncers: deque[_Syncer] = deque()
         self._shipping = False
+        self._seen_in_place = False
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, database: Path, *, linger_ms: float = 2.0, publish: Callable[[Sequence[StoredEvent]], None] | None = None
+        cls, database: Path, *, linger_ms: float = 2.0, publish: Callable[[Sequence[Fact], int], None] | None = None
     ) -> AsyncGenerator[Self]:
         """The journal of `database`, made when it is missing. Leaving the context writes what is queued.
 
@@ -159,7 +160,7 @@ class Journal:
         """Why nothing new should be decided: it could not be written, or only where nobody finds it again."""
         if (known := self._broken or self._fault) is not None:
             return _again(known)
-        if identity(self._database) == self._identity:
+        if self._is_in_place():
             return None
         return StoreUnavailable(
             f"{self._database.name} was removed or replaced under this server",
@@ -274,6 +275,20 @@ class Journal:
             dropped_samples=counts.dropped_samples,
         )
 
+    def _is_in_place(self) -> bool:
+        """The database is still the file that was opened. On the loop one look serves all who ask in the same turn."""
+        if self._seen_in_place:
+            return True
+        if identity(self._database) != self._identity:
+            return False
+        if threading.get_ident() == self._loop_thread:
+            self._seen_in_place = True
+            self._loop.call_soon(self._look_again)
+        return True
+
+    def _look_again(self) -> None:
+        self._seen_in_place = False
+
     def _check_working(self) -> None:
         if (known := self._broken or self._fault) is not None:
             raise _again(known)
@@ -287,12 +302,12 @@ class Journal:
             self._wake.set()
 
     def _group_settled(
-        self, events: list[StoredEvent], ticket: int, refused: list[tuple[object, VesperaError]]
+        self, facts: list[Fact], head: int, ticket: int, refused: list[tuple[object, VesperaError]]
     ) -> None:
         self._settled = ticket
-        if self._publish is not None and events:
+        if self._publish is not None and facts:
             try:
-                self._publish(events)
+                self._publish(facts, head)
             except Exception:  # noqa: BLE001 - it is on disk, and whoever waits for that must hear so
                 _log.exception("Committed events could not be published")
         errors = dict(refused)
@@ -422,11 +437,11 @@ class Journal:
             self._wrote_at = time.monotonic()
             refused = [(group[place][1], error) for place, error in written.refused]
             self._head = writer.head
-            self._counts.events += len(written.events)
+            self._counts.events += len(written.facts)
             self._counts.groups += 1
             self._counts.refused += len(refused)
             self._counts.largest_group = max(self._counts.largest_group, len(group))
-            self._tell(self._group_settled, written.events, ticket, refused)
+            self._tell(self._group_settled, written.facts, writer.head, ticket, refused)
 
     def _perform_next(self, writer: Writer) -> None:
         """One job, so that a group comes after it."""

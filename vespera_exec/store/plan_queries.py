@@ -14,7 +14,7 @@ from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.plans.steps import PlanState, StepState
 from vespera_exec.model.record import TaskRecord
 from vespera_exec.store.encoding import moment_of
-from vespera_exec.store.reading import EVENTS, Page, Reader, Where, go_on, token_of
+from vespera_exec.store.reading import AND_THOSE_SINCE, EVENTS, Page, Reader, Where, go_on, token_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -144,15 +144,16 @@ class PlanQueries(Reader):
             StoreDamaged: an event does not match its checksum.
         """
         rows = await self._rows(
-            f"{EVENTS} WHERE e.stream = {_STREAM} AND e.sequence > ? AND e.sequence <= ? ORDER BY e.sequence LIMIT ?",
-            execution_id, after, up_to, limit,
+            f"{EVENTS} WHERE e.stream = {_STREAM} AND {AND_THOSE_SINCE.format(_STREAM, '?')} AND sequence <= ? "
+            "ORDER BY since, sequence LIMIT ?",
+            execution_id, execution_id, after, after, up_to, limit,
         )  # fmt: skip
         return [each.event() for each in self._stored(rows)]
 
     async def capacity_of_steps(self, execution_id: str) -> list[ExecutionEvent]:
         """What the log of a plan tells of the capacity that its steps were given and gave back, in order."""
         rows = await self._rows(
-            f"{EVENTS} WHERE e.stream = {_STREAM} AND e.type IN (?, ?) ORDER BY e.sequence",
+            f"{EVENTS} WHERE e.stream = {_STREAM} AND e.type IN (?, ?) ORDER BY since, sequence",
             execution_id, EventType.RESOURCE_ALLOCATED.value, EventType.RESOURCE_RELEASED.value,
         )  # fmt: skip
         return [event for event in (each.event() for each in self._stored(rows)) if event.step_id is not None]

@@ -12,17 +12,17 @@ from vespera_exec.model.enums import ExecutionStatus, TaskStatus
 from vespera_exec.model.inputs import Question
 from vespera_exec.model.ledger import IdempotencyRecord, ResultRecord
 from vespera_exec.model.lifecycle import Lifecycle
-from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
 from vespera_exec.store.encoding import micros, moment_of
 from vespera_exec.store.plan_queries import PlanQueries
-from vespera_exec.store.reading import EVENTS, Page, Where, go_on, one_of, token_of
+from vespera_exec.store.reading import EVENTS, PROGRESS, Page, Where, go_on, one_of, progress_of, token_of
 from vespera_exec.store.writer import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from datetime import datetime
 
+    from vespera_exec.model.progress import Progress
     from vespera_exec.store.feed import StoredEvent
 
 PREFIX_LENGTH = 6
@@ -378,7 +378,7 @@ class Queries(PlanQueries):
         if types is not None:
             where.add(f"type IN ({', '.join('?' * len(types))})", *map(str, types))
         rows = await self._rows(
-            f"{EVENTS} WHERE e.cursor IN (SELECT cursor FROM events {where} ORDER BY cursor LIMIT ?) "
+            f"{EVENTS} WHERE e.cursor IN (SELECT cursor FROM log {where} ORDER BY cursor LIMIT ?) "
             "ORDER BY e.cursor",
             *where.values, limit,
         )  # fmt: skip
@@ -391,7 +391,7 @@ class Queries(PlanQueries):
         where = Where()
         _of(where, task_id, execution_id)
         rows = await self._rows(
-            f"{EVENTS} WHERE e.cursor IN (SELECT cursor FROM events {where} ORDER BY cursor DESC LIMIT ?) "
+            f"{EVENTS} WHERE e.cursor IN (SELECT cursor FROM log {where} ORDER BY cursor DESC LIMIT ?) "
             "ORDER BY e.cursor",
             *where.values, limit,
         )  # fmt: skip
@@ -423,13 +423,14 @@ _REMOVED_BEFORE = (
     f"AND (SELECT count(*) FROM executions e WHERE e.task = t.id AND e.ended = 1) < {_ENDED}"
 )
 _EXECUTIONS = (
-    "SELECT e.doc, p.doc, s.name FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress p ON p.id = e.id"
+    f"SELECT e.doc, {PROGRESS}, s.name "
+    "FROM executions e JOIN streams s ON s.id = e.id LEFT JOIN progress_docs p ON p.id = e.id"
 )
 _RUN = (
-    "SELECT e.doc, p.doc, s.name, k.principal, (SELECT min(created) FROM executions WHERE run = e.run), "
-    "(SELECT cursor FROM events WHERE stream = e.id ORDER BY sequence DESC LIMIT 1), r.body, r.truncated "
+    f"SELECT e.doc, {PROGRESS}, s.name, k.principal, (SELECT min(created) FROM executions WHERE run = e.run), "
+    "(SELECT cursor FROM log WHERE stream = e.id ORDER BY since DESC, sequence DESC LIMIT 1), r.body, r.truncated "
     "FROM executions e JOIN streams s ON s.id = e.id JOIN tasks k ON k.id = e.task "
-    "LEFT JOIN progress p ON p.id = e.id LEFT JOIN results r ON r.id = e.id "
+    "LEFT JOIN progress_docs p ON p.id = e.id LEFT JOIN results r ON r.id = e.id "
     "WHERE e.run = ? ORDER BY e.attempt DESC LIMIT 1"
 )
 _OPEN_INPUTS = (
@@ -439,25 +440,22 @@ _OPEN_INPUTS = (
     "JOIN executions e ON e.id = i.execution JOIN streams s ON s.id = i.execution"
 )
 _KNOWN = (
-    "SELECT t.name, k.doc, e.doc, p.doc, x.name FROM streams s JOIN streams t ON t.id = s.task "
+    f"SELECT t.name, k.doc, e.doc, {PROGRESS}, x.name FROM streams s JOIN streams t ON t.id = s.task "
     "JOIN tasks k ON k.id = t.id LEFT JOIN executions e ON e.id = CASE s.id WHEN t.id THEN k.shown ELSE s.id END "
-    "LEFT JOIN progress p ON p.id = e.id LEFT JOIN streams x ON x.id = e.id WHERE s.name = ?"
+    "LEFT JOIN progress_docs p ON p.id = e.id LEFT JOIN streams x ON x.id = e.id WHERE s.name = ?"
 )
 _UNFINISHED = (
-    "SELECT e.doc, p.doc, s.name, t.doc, r.body, (SELECT max(at) FROM samples WHERE execution = e.id) "
+    f"SELECT e.doc, {PROGRESS}, s.name, t.doc, r.body, (SELECT max(at) FROM samples WHERE execution = e.id) "
     "FROM executions e JOIN streams s ON s.id = e.id "
-    "JOIN tasks t ON t.id = e.task LEFT JOIN progress p ON p.id = e.id "
+    "JOIN tasks t ON t.id = e.task LEFT JOIN progress_docs p ON p.id = e.id "
     "LEFT JOIN streams first ON first.name = e.run LEFT JOIN requests r ON r.id = first.id "
     "WHERE e.ended = 0 ORDER BY e.id"
 )
 
 
 def _execution(row: Sequence[Any]) -> tuple[Lifecycle, Progress]:
-    lifecycle, progress, name = row[:3]
-    return (
-        Lifecycle.from_dict(orjson.loads(lifecycle)),
-        Progress.from_dict(orjson.loads(progress)) if progress else Progress(execution_id=name),
-    )
+    lifecycle, document, since, name = row[:4]
+    return Lifecycle.from_dict(orjson.loads(lifecycle)), progress_of(name, document, since)
 
 
 def _of(where: Where, task_id: str | None, execution_id: str | None) -> None:

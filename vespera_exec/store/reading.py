@@ -15,7 +15,9 @@ import anyio
 import orjson
 
 from vespera_exec.errors import InvalidInput, StoreDamaged
+from vespera_exec.model.events import ExecutionEvent
 from vespera_exec.model.jsonable import clean_text
+from vespera_exec.model.progress import Progress
 from vespera_exec.store import database
 from vespera_exec.store.encoding import UNREADABLE, with_cursor
 from vespera_exec.store.feed import StoredEvent
@@ -30,8 +32,17 @@ _T = TypeVar("_T")
 
 EVENTS = (
     "SELECT e.cursor, e.sequence, e.type, e.checksum, e.body, s.name, t.name "
-    "FROM events e JOIN streams s ON s.id = e.stream JOIN streams t ON t.id = s.task"
+    "FROM log e JOIN streams s ON s.id = e.stream JOIN streams t ON t.id = s.task"
 )
+AND_THOSE_SINCE = (
+    "since >= (SELECT max(since) FROM segments WHERE stream = {0} AND since <= {1} + 1) AND sequence > {1}"
+)
+"""Of the `log` of a stream: the events after a sequence, from the segment on in which they begin."""
+PROGRESS = (
+    "p.doc, (SELECT group_concat(checksum || ' ' || CAST(body AS TEXT), char(10)) FROM (SELECT checksum, body FROM log "
+    f"WHERE stream = p.id AND {AND_THOSE_SINCE.format('p.id', 'p.sequence')} ORDER BY since, sequence))"
+)
+"""Of a row `p` of `progress_docs`: two columns for `progress_of`, out of one snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,26 @@ class Where:
 
     def __str__(self) -> str:
         return f"WHERE {' AND '.join(self.conditions)}" if self.conditions else ""
+
+
+def progress_of(execution_id: str, document: str | None, since: str | None) -> Progress:
+    """How far an execution is: the whole that was last written, and the events since then folded into it.
+
+    Raises:
+        ValueError and others of `UNREADABLE`: they are not what anybody wrote, or do not follow each other.
+    """
+    if document is None:
+        return Progress(execution_id=execution_id)
+    progress = Progress.from_dict(orjson.loads(document))
+    for line in since.split("\n") if since else ():
+        checksum, _, body = line.partition(" ")
+        if zlib.crc32(body.encode()) != int(checksum):
+            raise ValueError(f"an event after {progress.sequence} does not match its checksum")
+        event = ExecutionEvent.from_stream_message(orjson.loads(body))
+        if event.sequence != progress.sequence + 1:
+            raise ValueError(f"event {event.sequence} does not follow {progress.sequence}")
+        progress = progress.evolve(event)
+    return progress
 
 
 class Reader:

@@ -148,10 +148,11 @@ def _still(db: sqlite3.Connection, select: str, key: str, among: Sequence[str | 
 def _hide(db: sqlite3.Connection, streams: Sequence[int]) -> None:
     removed_to = database.removed_to(db)
     for stream in streams:
-        last = db.execute("SELECT cursor FROM events WHERE stream = ? ORDER BY sequence DESC LIMIT 1", (stream,))
+        last = db.execute(_LAST_CURSOR, (stream,))
         removed_to = max(removed_to, *(row[0] for row in last), 0)
         db.execute("INSERT INTO removals VALUES (?)", (stream,))
-        for table in ("executions", "progress", "results", "requests", "plan_states"):
+        db.execute("DELETE FROM ends WHERE stream = ?", (stream,))
+        for table in ("executions", "progress", "progress_docs", "results", "requests", "plan_states"):
             db.execute(f"DELETE FROM {table} WHERE id = ?", (stream,))
         db.execute("DELETE FROM step_cache WHERE execution = ?", (stream,))
     if streams:
@@ -169,8 +170,7 @@ def _delete_some(db: sqlite3.Connection) -> tuple[int, bool]:
     for (stream,) in db.execute("SELECT stream FROM removals").fetchall():
         for table, of, key in _PARTS:
             gone = db.execute(
-                f"DELETE FROM {table} WHERE {of} = :stream AND {key} IN "
-                f"(SELECT {key} FROM {table} WHERE {of} = :stream LIMIT :room)",
+                f"DELETE FROM {table} WHERE {of} AND {key} IN (SELECT {key} FROM {table} WHERE {of} LIMIT :room)",
                 {"stream": stream, "room": room},
             ).rowcount
             room -= gone
@@ -191,13 +191,15 @@ def _give_back(db: sqlite3.Connection) -> int:
 
 
 _PARTS = (
-    ("events", "stream", "cursor"),
-    ("samples", "execution", "rowid"),
-    ("steps", "execution", "position"),
-    ("checkpoints", "execution", "id"),
+    ("events", "segment IN (SELECT id FROM segments WHERE stream = :stream)", "cursor"),
+    ("segments", "stream = :stream", "id"),
+    ("samples", "execution = :stream", "rowid"),
+    ("steps", "execution = :stream", "position"),
+    ("checkpoints", "execution = :stream", "id"),
 )
-"""Table, the column of the stream, and what tells its rows apart."""
-_LAST = "(SELECT stream FROM events ORDER BY cursor DESC LIMIT 1)"
+"""Table, which of its rows are a stream's, what tells these apart. Events go before what says whose they are."""
+_LAST_CURSOR = "SELECT cursor FROM log WHERE stream = ? ORDER BY since DESC, sequence DESC LIMIT 1"
+_LAST = "(SELECT stream FROM log ORDER BY cursor DESC LIMIT 1)"
 _NOT_OLD = "({0}.ended = 0 OR {0}.completed IS NULL OR {0}.completed >= :before)"
 _NEEDED = (
     "(SELECT c.parent FROM executions u JOIN steps p ON p.execution = u.id "

@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vespera_exec.model.jsonable import clean_text
-from vespera_exec.store.encoding import encode, encode_progress, micros
+from vespera_exec.store.encoding import encode, micros
 
 if TYPE_CHECKING:
     from vespera_exec.model.inputs import Question
     from vespera_exec.model.ledger import CheckpointRecord, ResultRecord
     from vespera_exec.model.plans.steps import PlanState, StepState
-    from vespera_exec.model.progress import Progress
 
 SqlRow = tuple[Any, ...]
 
@@ -25,7 +23,9 @@ class Statement(NamedTuple):
 
 
 STREAMS = Statement("streams", "id, name, task")
-EVENTS = Statement("events", "cursor, stream, sequence, type, at, ends, checksum, body")
+SEGMENTS = Statement("segments", "id, stream, since")
+ENDS = Statement("ends", "stream")
+EVENTS = Statement("events", "cursor, segment, sequence, type, at, ends, checksum, body")
 TASKS = Statement(
     "tasks", "id, title, role, status, priority, principal, created, updated, shown, parent, step, doc", key=1
 )
@@ -35,7 +35,8 @@ EXECUTIONS = Statement(
     "active_us, queue_us, error_code, doc",
     key=1,
 )
-PROGRESS = Statement("progress", "id, percentage, message, doc", key=1)
+PROGRESS = Statement("progress", "id, percentage", key=1)
+PROGRESS_DOCS = Statement("progress_docs", "id, sequence, doc", key=1)
 RESULTS = Statement("results", "id, truncated, size, body", key=1)
 REQUESTS = Statement("requests", "id, body")
 KEYS = Statement("idempotency", "principal, operation, key, task_id, run_id, digest")
@@ -58,11 +59,6 @@ def sql_of(statement: Statement, rows: int) -> str:
         news = ", ".join(f"{name} = excluded.{name}" for name in names[key:])
         sql += f" ON CONFLICT ({', '.join(names[:key])}) DO UPDATE SET {news}"
     return sql
-
-
-def progress_row(stream: int, progress: Progress) -> SqlRow:
-    message = clean_text(progress.overall.message)
-    return (stream, progress.percentage, message, encode_progress(progress).decode())
 
 
 def result_row(stream: int, result: ResultRecord) -> SqlRow:

@@ -12,7 +12,7 @@ from anyio.from_thread import check_cancelled
 from vespera_exec import paths
 from vespera_exec.store.backup import BackupReport, back_up
 from vespera_exec.store.cancels import UnwrittenCancels
-from vespera_exec.store.feed import Feed, StoredEvent
+from vespera_exec.store.feed import Feed
 from vespera_exec.store.journal import Journal
 from vespera_exec.store.output import Output, OutputFiles
 from vespera_exec.store.queries import Queries
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vespera_exec.settings import Settings
+    from vespera_exec.store.decisions import Fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,9 @@ class Store:
         paths.create_data_dir(settings.data_dir)
         feed: Feed | None = None
 
-        def publish(events: Sequence[StoredEvent]) -> None:
+        def publish(facts: Sequence[Fact], head: int) -> None:
             if feed is not None:
-                feed.publish(events)
+                feed.publish(facts, head)
 
         async with (
             Journal.open(settings.database, linger_ms=settings.linger_ms, publish=publish) as journal,

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
 from vespera_exec.errors import Fenced, StoreError, VesperaError
-from vespera_exec.model.enums import EventType
 from vespera_exec.model.jsonable import clean_text
 from vespera_exec.model.ledger import (
-    Batch,
     CacheRecord,
     CheckpointRecord,
     IdempotencyRecord,
@@ -27,8 +24,7 @@ from vespera_exec.model.plans.steps import PlanState, StepState
 from vespera_exec.model.progress import Progress
 from vespera_exec.model.record import TaskRecord
 from vespera_exec.store import database, statements
-from vespera_exec.store.encoding import encode, encode_event, encode_lifecycle, micros, with_cursor
-from vespera_exec.store.feed import StoredEvent
+from vespera_exec.store.encoding import encode, encode_lifecycle, encode_progress, micros
 from vespera_exec.store.statements import SqlRow, Statement
 
 if TYPE_CHECKING:
@@ -36,12 +32,22 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from vespera_exec.store.decisions import Decision, Fact
+
 
 _REMEMBERED = 8192
 _JOB_PAGES = 64
 """What a job may write beside the rows that it changes."""
 _CHUNKS = (64, 16, 4, 1)
-_KNOWN = "SELECT id, EXISTS (SELECT 1 FROM removals WHERE stream = streams.id) FROM streams WHERE name = ?"
+_SEGMENT = 32
+"""Events of one log that stand together in the index. It may change at any time: a segment says where it begins."""
+_FOLDED = 16
+"""Events, more or less, that a reader may have to fold into a whole progress."""
+_KNOWN = (
+    "SELECT s.id, g.id, (SELECT max(sequence) FROM events WHERE segment = g.id), "
+    "EXISTS (SELECT 1 FROM removals WHERE stream = s.id) "
+    "FROM streams s JOIN segments g ON g.stream = s.id WHERE s.name = ? ORDER BY g.since DESC LIMIT 1"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -54,46 +60,26 @@ class Sample(NamedTuple):
     value: float
 
 
-# Plain tuples: one of each is made for every event and append.
-_Fact = tuple[str, str, str | None, int, str, int | None, bool, int, bytes]
-"""Stream, task, execution, sequence, type, stamp, whether it ends the execution, checksum, body."""
-
-Decision = tuple[list[_Fact], tuple[Row, ...]]
-"""A batch: its events encoded, and its rows."""
-
-
-def prepared(batch: Batch) -> Decision:
-    """Encode a batch, where it is decided: the writer's thread, which shares the interpreter, has less to do."""
-    facts: list[_Fact] = []
-    stamp, at = None, None
-    for event in batch.events:
-        body = encode_event(event)
-        if event.timestamp is not stamp:  # the facts of one decision share theirs
-            stamp = event.timestamp
-            at = micros(stamp)
-        status = event.new_status
-        facts.append(
-            (
-                event.execution_id or event.task_id,
-                event.task_id,
-                event.execution_id,
-                event.sequence,
-                event.event_type._value_,
-                at,
-                status is not None and status.is_terminal and event.event_type is EventType.STATUS_CHANGE,
-                zlib.crc32(body),
-                body,
-            )
-        )
-    return facts, batch.rows
-
-
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a group: its events as committed, and the decisions that were left out, by their place."""
+    """What became of a group: its facts as committed, and the decisions that were left out, by their place.
 
-    events: list[StoredEvent]
+    The cursors of the facts have no gap and end at `Writer.head`.
+    """
+
+    facts: list[Fact]
     refused: list[tuple[int, VesperaError]]
+
+
+@dataclass(slots=True)
+class _Log:
+    """Where the log of a task or an execution goes on: the integer of its id, its segment, its last event."""
+
+    stream: int
+    segment: int
+    sequence: int
+    documented: int = 0
+    """The sequence of the last whole progress that was written; 0 where that is not known."""
 
 
 @dataclass(slots=True)
@@ -101,11 +87,12 @@ class _Rows:
     """What one transaction will insert. Of each row the last state only."""
 
     streams: list[SqlRow] = field(default_factory=list[SqlRow])
+    segments: list[SqlRow] = field(default_factory=list[SqlRow])
+    ends: list[SqlRow] = field(default_factory=list[SqlRow])
     events: list[SqlRow] = field(default_factory=list[SqlRow])
-    stored: list[StoredEvent] = field(default_factory=list[StoredEvent])
     tasks: dict[int, TaskRecord] = field(default_factory=dict[int, TaskRecord])
     executions: dict[int, Lifecycle] = field(default_factory=dict[int, Lifecycle])
-    progress: dict[int, Progress] = field(default_factory=dict[int, Progress])
+    progress: dict[str, Progress] = field(default_factory=dict[str, Progress])
     results: dict[int, ResultRecord] = field(default_factory=dict[int, ResultRecord])
     requests: list[SqlRow] = field(default_factory=list[SqlRow])
     keys: list[SqlRow] = field(default_factory=list[SqlRow])
@@ -125,9 +112,8 @@ class Writer:
         """
         self._path = path
         self._db = database.open_for_writing(path)
-        self._streams: dict[str, int] = {}
-        self._sequences: dict[int, int] = {}
-        self._next_stream = 1
+        self._logs: dict[str, _Log] = {}
+        self._next_segment = 1
         self._cursor = 0
         self._pages = 0
         self._checkpoint_failed = False
@@ -167,9 +153,9 @@ class Writer:
         try:
             self._begin()
             rows = [
-                (stream, micros(sample.at), sample.metric, sample.value)
+                (log.stream, micros(sample.at), sample.metric, sample.value)
                 for sample in samples
-                if (stream := self._known(sample.execution_id)) is not None
+                if (log := self._known(sample.execution_id)) is not None
             ]
             self._insert(statements.SAMPLES, rows)
             self._db.execute("COMMIT")
@@ -236,7 +222,7 @@ class Writer:
 
     # one transaction
 
-    def _transaction(self, decisions: Sequence[Decision]) -> list[StoredEvent]:
+    def _transaction(self, decisions: Sequence[Decision]) -> list[Fact]:
         self._begin()
         stored = self._put(decisions)
         self._db.execute("COMMIT")
@@ -255,7 +241,7 @@ class Writer:
             )
 
     def _one_by_one(self, decisions: Sequence[Decision]) -> Written:
-        stored: list[StoredEvent] = []
+        stored: list[Fact] = []
         refused: list[tuple[int, VesperaError]] = []
         try:
             self._begin()
@@ -279,12 +265,11 @@ class Writer:
         self._committed(stored)
         return Written(stored, refused)
 
-    def _committed(self, stored: list[StoredEvent]) -> None:
-        if stored:
-            self.head = stored[-1].cursor
-        self._pages += 8 + sum(len(event.body) for event in stored) // 1024
-        if len(self._streams) > _REMEMBERED:
-            self._forget()
+    def _committed(self, stored: list[Fact]) -> None:
+        self.head = self._cursor
+        self._pages += 8 + sum([len(body) for _, _, _, _, _, body, _, _, _ in stored]) // 1024
+        if len(self._logs) > _REMEMBERED:
+            self._logs.clear()
 
     def _undo_decision(self) -> None:
         self._db.execute("ROLLBACK TO decision")
@@ -300,38 +285,38 @@ class Writer:
 
     def _recall(self) -> None:
         """Know only what the database knows: what a rolled-back transaction taught is forgotten with it."""
-        self._forget()
+        self._logs.clear()
         try:
             (self._cursor,) = self._db.execute("SELECT coalesce(max(cursor), 0) FROM events").fetchone()
-            (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM streams").fetchone()
+            (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM segments").fetchone()
         except database.FAULTS as fault:
             raise database.named(fault, self._path.name) from fault
-        self._next_stream = last + 1
+        self._next_segment = last + 1
         if not self._db.in_transaction:
             self.head = self._cursor
 
-    def _forget(self) -> None:
-        self._streams.clear()
-        self._sequences.clear()
-
-    def _put(self, decisions: Sequence[Decision]) -> list[StoredEvent]:
+    def _put(self, decisions: Sequence[Decision]) -> list[Fact]:
         rows = _Rows()
-        events, stored = rows.events, rows.stored
-        streams, sequences = self._streams, self._sequences
+        events = rows.events
+        stored: list[Fact] = []
+        logs = self._logs
         cursor = self._cursor
         for facts, states in decisions:
-            for name, task_id, execution_id, sequence, kind, at, ends, checksum, body in facts:
-                stream = streams.get(name) or self._stream(rows, name, task_id)
-                last = sequences.get(stream)
-                if sequence != (self._last_sequence(stream) if last is None else last) + 1:
+            stored += facts
+            for name, kind, task_id, _, sequence, body, at, ends, checksum in facts:
+                log = logs.get(name) or self._log_of(rows, name, task_id)
+                if sequence != log.sequence + 1:
                     raise Fenced(
-                        f"Event {sequence} of {name} does not follow the last one, {sequences[stream]}",
+                        f"Event {sequence} of {name} does not follow the last one, {log.sequence}",
                         hint="another owner continued this log; read its state again",
                     )
-                sequences[stream] = sequence
+                log.sequence = sequence
+                if not sequence % _SEGMENT:
+                    self._begin_segment(rows, log)
+                if ends:
+                    rows.ends.append((log.stream,))
                 cursor += 1
-                events.append((cursor, stream, sequence, kind, at, ends, checksum, body))
-                stored.append(StoredEvent(cursor, kind, task_id, execution_id, sequence, with_cursor(body, cursor)))
+                events.append((cursor, log.segment, sequence, kind, at, ends, checksum, body))
             for row in states:
                 self._take(rows, row)
         self._flush(rows)
@@ -341,8 +326,7 @@ class Writer:
     def _take(self, rows: _Rows, row: Row) -> None:
         match row:
             case Progress():
-                stream = self._streams.get(row.execution_id) or self._stream(rows, row.execution_id, "")
-                rows.progress[stream] = row
+                rows.progress[row.execution_id] = row
             case Lifecycle():
                 rows.executions[self._stream(rows, row.execution_id, row.task_id)] = row
             case TaskRecord():
@@ -372,11 +356,15 @@ class Writer:
         # Made before the streams are inserted, because they may name new ones.
         tasks = [self._task_row(rows, *each) for each in rows.tasks.items()]
         executions = [self._execution_row(rows, *each) for each in rows.executions.items()]
+        progress, documents = self._progress_rows(rows)
         self._insert(statements.STREAMS, rows.streams)
+        self._insert(statements.SEGMENTS, rows.segments)
+        self._insert(statements.ENDS, rows.ends)
         self._insert(statements.EVENTS, rows.events)
         self._insert(statements.TASKS, tasks)
         self._insert(statements.EXECUTIONS, executions)
-        self._insert(statements.PROGRESS, [statements.progress_row(*each) for each in rows.progress.items()])
+        self._insert(statements.PROGRESS, progress)
+        self._insert(statements.PROGRESS_DOCS, documents)
         self._insert(statements.RESULTS, [statements.result_row(*each) for each in rows.results.items()])
         self._insert(statements.REQUESTS, rows.requests)
         self._insert(statements.KEYS, rows.keys)
@@ -405,40 +393,43 @@ class Writer:
 
     # names and counters
 
-    def _known(self, name: str) -> int | None:
-        """The integer that stands for an id; None where it was never seen.
+    def _known(self, name: str) -> _Log | None:
+        """The log of an id; None where it was never seen.
 
         Raises:
             Fenced: retention removes its log at this moment, and would remove what is added to it.
         """
-        known = self._streams.get(name)
+        known = self._logs.get(name)
         if known is None:
             found = self._db.execute(_KNOWN, (name,)).fetchone()
             if found is not None:
-                known, removed = found
+                stream, segment, last, removed = found
                 if removed:
                     raise Fenced(f"{name} ended long ago and is being removed", hint="make a new task")
-                self._streams[name] = known
+                known = self._logs[name] = _Log(stream, segment, last or 0)
+        return known
+
+    def _log_of(self, rows: _Rows, name: str, task: str) -> _Log:
+        """The log of an id; a new one where it was never seen."""
+        known = self._known(name)
+        if known is not None:
+            return known
+        of_task = self._stream(rows, task, task) if task != name else None
+        stream = self._next_segment
+        known = self._logs[name] = _Log(stream, stream, 0)
+        rows.streams.append((stream, clean_text(name), of_task or stream))
+        self._begin_segment(rows, known)
         return known
 
     def _stream(self, rows: _Rows, name: str, task: str) -> int:
         """The integer that stands for an id; a new one where it was never seen."""
-        known = self._streams.get(name) or self._known(name)
-        if known is not None:
-            return known
-        of_task = self._stream(rows, task, task) if task != name else None
-        known = self._streams[name] = self._next_stream
-        self._next_stream += 1
-        self._sequences[known] = 0
-        rows.streams.append((known, clean_text(name), of_task or known))
-        return known
+        return (self._logs.get(name) or self._log_of(rows, name, task)).stream
 
-    def _last_sequence(self, stream: int) -> int:
-        last = self._sequences.get(stream)
-        if last is None:
-            found = self._db.execute("SELECT max(sequence) FROM events WHERE stream = ?", (stream,)).fetchone()
-            last = self._sequences[stream] = found[0] or 0
-        return last
+    def _begin_segment(self, rows: _Rows, log: _Log) -> None:
+        """With its event `log.sequence`, or the first."""
+        log.segment = self._next_segment
+        self._next_segment += 1
+        rows.segments.append((log.segment, log.stream, log.sequence or 1))
 
     # rows
 
@@ -465,10 +456,23 @@ class Writer:
         Raises:
             LookupError: it is not there.
         """
-        known = self._streams.get(name) or self._known(name)
+        known = self._known(name)
         if known is None:
             raise LookupError(f"no execution {name}, of which a task is to be a step")
-        return known
+        return known.stream
+
+    def _progress_rows(self, rows: _Rows) -> tuple[list[SqlRow], list[SqlRow]]:
+        """How far each is; and the whole only now and then, since readers fold the events since then."""
+        shown: list[SqlRow] = []
+        whole: list[SqlRow] = []
+        for name, progress in rows.progress.items():
+            log = self._logs.get(name) or self._log_of(rows, name, "")
+            shown.append((log.stream, progress.percentage))
+            ended = (life := rows.executions.get(log.stream)) is not None and life.status.is_terminal
+            if ended or not log.documented or progress.sequence >= log.documented + _FOLDED:
+                log.documented = progress.sequence
+                whole.append((log.stream, progress.sequence, encode_progress(progress).decode()))
+        return shown, whole
 
     def _execution_row(self, rows: _Rows, stream: int, life: Lifecycle) -> SqlRow:
         code = life.error.get("code")

@@ -18,7 +18,7 @@ from deadlines import WITHIN
 from vespera_exec.errors import Conflict, Fenced, StoreDamaged, StoreTooNew, StoreUnavailable
 from vespera_exec.model.enums import EventType, ExecutionStatus, MessageLevel
 from vespera_exec.model.events import ExecutionEvent
-from vespera_exec.model.ledger import Batch, IdempotencyRecord
+from vespera_exec.model.ledger import Batch, IdempotencyRecord, ResultRecord
 from vespera_exec.model.lifecycle import Lifecycle
 from vespera_exec.model.task import Task
 from vespera_exec.store.database import open_for_writing
@@ -484,6 +484,21 @@ async def test_the_wal_stays_small_under_load(path: Path) -> None:
             largest = max(largest, wal.stat().st_size)
         assert journal.statistics().checkpoints > 0
     assert largest < 64 * 1024 * 1024
+
+
+async def test_the_wal_stays_small_under_a_load_of_large_results(path: Path) -> None:
+    wal = path.with_name("vespera.db-wal")
+    largest = 0
+    async with Journal.open(path) as journal:
+        task = Task(sink=journal)
+        session = task.start_execution("role")
+        for number in range(100):
+            with task.ledger:
+                session.note(MessageLevel.INFO, f"Result {number}")
+                task.ledger.keep(ResultRecord(execution_id=session.session_id, body=b"%05d" % number * 100_000))
+            await journal.sync()
+            largest = max(largest, wal.stat().st_size)
+    assert largest < 16 * 1024 * 1024
 
 
 async def test_measurements_are_kept_when_there_is_room_and_dropped_when_not(path: Path) -> None:

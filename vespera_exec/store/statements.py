@@ -21,6 +21,11 @@ class Statement(NamedTuple):
     key: int = 0
     """How many columns, the first ones, tell the row that is updated where it exists; 0: none may exist."""
 
+    @property
+    def ends_in_text(self) -> bool:
+        """Its last column is as long as it likes."""
+        return self.columns.endswith(("doc", "body", "metadata"))
+
 
 STREAMS = Statement("streams", "id, name, task")
 SEGMENTS = Statement("segments", "id, stream, since")

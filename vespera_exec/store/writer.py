@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 
 _REMEMBERED = 8192
+_COMMIT_PAGES = 8
+"""What a commit writes beside its texts."""
+_PAGE_TEXT = 2048
+"""Bytes of text for each page of 4096 that is written with them, those of the indexes included."""
 _JOB_PAGES = 64
 """What a job may write beside the rows that it changes."""
 _CHUNKS = (64, 16, 4, 1)
@@ -226,7 +231,7 @@ class Writer:
         self._begin()
         stored = self._put(decisions)
         self._db.execute("COMMIT")
-        self._committed(stored)
+        self._committed()
         return stored
 
     def _begin(self) -> None:
@@ -262,12 +267,12 @@ class Writer:
         except sqlite3.Error as fault:
             self._roll_back()
             raise database.named(fault, self._path.name) from fault
-        self._committed(stored)
+        self._committed()
         return Written(stored, refused)
 
-    def _committed(self, stored: list[Fact]) -> None:
+    def _committed(self) -> None:
         self.head = self._cursor
-        self._pages += 8 + sum([len(body) for _, _, _, _, _, body, _, _, _ in stored]) // 1024
+        self._pages += _COMMIT_PAGES
         if len(self._logs) > _REMEMBERED:
             self._logs.clear()
 
@@ -390,6 +395,8 @@ class Writer:
                 values = list(chain.from_iterable(rows[begin : begin + size]))
                 self._db.execute(statements.sql_of(statement, size), values)
                 begin += size
+        if statement.ends_in_text:
+            self._pages += math.ceil(sum([len(row[-1]) for row in rows]) / _PAGE_TEXT)
 
     # names and counters
 

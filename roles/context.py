@@ -105,6 +105,10 @@ class Context:
             self._scratch_is_made = True
         return self._scratch
 
+    def leave_scratch(self) -> None:
+        """For the runner, when the callable has ended: a thread that it left behind makes no folder any more."""
+        self._scratch_is_made = True
+
     @property
     def cancelled(self) -> bool:
         """It was asked to stop: save what should be saved, and return or raise."""

@@ -75,7 +75,18 @@ def test_a_mutant_is_caught(mutant: Mutant, tmp_path: Path) -> None:
     broken = tmp_path / mutant.file
     broken.write_text(broken.read_text(encoding="utf-8").replace(mutant.right, mutant.wrong), encoding="utf-8")
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n0", "-x", "-p", "no:cacheprovider", f"tests/{mutant.caught_by}"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n0",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "--timeout=120",
+            f"tests/{mutant.caught_by}",
+        ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE,

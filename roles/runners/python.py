@@ -107,6 +107,8 @@ async def _run_in_loop(role: Role, work: Work) -> WorkResult:
             raise
         check_answered(work, intake)
         return _failed_with(error)
+    finally:
+        context.leave_scratch()
     work.token.throw_if_cancelled()
     check_answered(work, intake)
     if isinstance(value, WorkResult):

@@ -191,6 +191,19 @@ async def test_what_a_worker_reports_is_in_the_log_when_it_is_answered(opening: 
         assert 250 in [each["findings"]["current"] for each in custom if each]
 
 
+async def test_a_metric_without_a_name_is_refused_and_leaves_the_progress_as_it_was(
+    opening: Opening, define: Defining
+) -> None:
+    async with opening() as vespera:
+        handle = await started(vespera)
+        claim = await claimed(vespera)
+        answer = await report(vespera, claim, percentage=40, metrics={"": 7})
+        assert [each.reason for each in answer.refused] == ["a metric's name must be text that is not empty"]
+        status = await vespera.get_status(ME, handle.task_id)
+        assert status.session is not None
+        assert status.session.overall_progress.type == "percentage"
+
+
 async def test_a_report_that_makes_no_sense_is_named_and_the_others_are_taken(
     opening: Opening, define: Defining
 ) -> None:

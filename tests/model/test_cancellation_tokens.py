@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from model_harness import HandClock, running_session, undone
@@ -15,6 +18,9 @@ from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.execution import EnhancedTaskExecution
 from vespera_exec.model.ledger import Ledger
 from vespera_exec.model.session import ExecutionSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 S = ExecutionStatus
 
@@ -31,6 +37,18 @@ def test_the_first_reason_wins() -> None:
         token.throw_if_cancelled()
     assert raised.value.reason == "one"
     assert "cancelled: 'one'" in repr(token)
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.deepcopy, copy.copy])
+def test_a_token_cannot_be_copied_since_nobody_would_cancel_the_copy(copied: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copied(CancellationToken())
+
+
+def test_an_id_is_never_empty() -> None:
+    token = CancellationToken("")
+    assert len(token.token_id) == 36
+    assert token.token_id == token.with_timeout(9).token_id
 
 
 def test_the_state_of_a_token_cannot_be_written() -> None:

@@ -15,6 +15,12 @@ from vespera_exec.model.progress import CustomMetric, Progress, ProgressReport, 
 from vespera_exec.model.session import ExecutionSession
 
 
+def test_a_report_by_place_says_what_it_looks_like() -> None:
+    session, _ = running_session()
+    session.report(ProgressReport(50, "half way"))
+    assert (session.progress.percentage, session.progress.overall.message) == (50, "half way")
+
+
 def test_negative_progress_is_refused() -> None:
     session, _ = running_session()
     for value, total in ((-20, None), (-2, 4), (2, -4)):

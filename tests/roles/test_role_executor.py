@@ -100,6 +100,18 @@ async def test_a_callable_in_the_loop_has_a_scratch_folder_once_it_asks_for_it(t
     assert not folder.exists()
 
 
+async def test_what_a_callable_in_the_loop_leaves_behind_makes_no_scratch_folder_any_more(tmp_path: Path) -> None:
+    left: list[Context] = []
+
+    async def leaves(context: Context) -> None:
+        left.append(context)
+
+    async with bench(tmp_path) as made:
+        await RoleExecutor().execute_task_with_tracking(made.work, Role.from_callable(leaves, in_loop=True), made.work)
+        assert left[0].scratch == made.work.scratch
+        assert not made.work.scratch.exists()
+
+
 async def test_bad_inputs_fail_in_validation_before_anything_is_started(tmp_path: Path) -> None:
     async with bench(tmp_path, {"argv": "ls"}) as made:
         with pytest.raises(ExecutionError, match="argv: expected a list") as caught:

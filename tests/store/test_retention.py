@@ -19,7 +19,7 @@ from vespera_exec.model.plans.board import PlanBoard
 from vespera_exec.model.plans.plan import PLAN_ROLE, ExecutionPlan, PlanStep
 from vespera_exec.model.task import Task
 from vespera_exec.settings import Settings
-from vespera_exec.store import database
+from vespera_exec.store import database, retention
 from vespera_exec.store.damage import examine
 from vespera_exec.store.output import read_output
 from vespera_exec.store.retention import RetentionReport
@@ -255,6 +255,33 @@ async def test_nothing_is_added_to_a_log_that_is_being_removed(data_dir: Path) -
         task.execution.change(execution_context={"too": "late"})
         with pytest.raises(Fenced):
             await store.journal.sync()
+
+
+async def test_new_tasks_are_taken_while_the_newest_log_is_being_removed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ROWS", 2)  # so that each part of it goes in jobs of its own
+    async with opened(data_dir) as store:
+        older = Task(title="goes on", clock=LATELY, sink=store.journal).start_execution("role")
+        await store.journal.sync()
+        removed = executed(store, Task(title="old", clock=LONG_AGO, sink=store.journal))
+        await store.journal.sync()
+        store.journal.append_samples([Sample(removed.session_id, NOW, "cpu", 1.0)] * 5)
+        older.update_status(ExecutionStatus.RUNNING)
+        perform, titles = store.journal.perform, ["goes on"]
+
+        async def with_a_task_after_it(job: Callable[[sqlite3.Connection], Any]) -> Any:
+            done = await perform(job)
+            titles.append(Task(title=f"new {len(titles)}", clock=LATELY, sink=store.journal).record.title)
+            await store.journal.sync()
+            return done
+
+        monkeypatch.setattr(store.journal, "perform", with_a_task_after_it)
+        assert (await store.remove_ended(before=BEFORE)).tasks == 1
+        listed = (await store.queries.list_tasks(limit=100)).items
+        assert sorted(row.task.title for row in listed) == sorted(titles)
+    assert counts(data_dir)["samples"] == 0
+    assert {each.severity for each in examine(data_dir / "vespera.db")} == {"ok"}
 
 
 async def test_the_pages_that_became_free_go_back_many_at_a_time(

@@ -197,9 +197,9 @@ class RunningExecution:
             self._tracking.fence()  # parked, it does not end: what the work has left behind must not speak for it
             if not self._ended:
                 self._scope.cancel()
-        if self._rung is None and self._launching is None and token.is_cancelled:
-            # It has seen its token, and was gone before the ladder was begun.
-            self._rung = "token" if isinstance(self._outcome.error, CancellationException) else None
+        seen = token.is_cancelled and isinstance(self._outcome.error, CancellationException)
+        if seen and self._rung is None and self._launching is None:
+            self._rung = "token"  # it was gone before the ladder was begun
         return replace(
             self._outcome,
             rung=self._rung,

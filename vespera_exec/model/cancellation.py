@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from vespera_exec.errors import CancellationException, InvalidInput
 from vespera_exec.model.clock import SYSTEM_CLOCK, Clock
@@ -38,7 +38,7 @@ class CancellationToken:
     )  # fmt: skip
 
     def __init__(self, token_id: str | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._id = token_id
+        self._id = token_id or None
         self.timeout_seconds: float | None = None
         """What `with_timeout` was given for this token."""
         self.deadline: float | None = None
@@ -64,6 +64,9 @@ class CancellationToken:
             if self._id is None:
                 self._id = new_id()
             return self._id
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a cancellation token cannot be copied or pickled: nobody would cancel the copy")
 
     @property
     def is_cancelled(self) -> bool:

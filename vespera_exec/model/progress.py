@@ -141,11 +141,11 @@ class ProgressReport(NamedTuple):
     back (a rollback, a second pass). Name the fields: their order is no promise.
     """
 
-    progress_type: ProgressType = ProgressType.PERCENTAGE
     current: float | None = None
+    message: str = ""
+    progress_type: ProgressType = ProgressType.PERCENTAGE
     total: float | None = None
     unit: str = ""
-    message: str = ""
     details: Mapping[str, Json] = _NOTHING
     metric: str | None = None
     reset: bool = False

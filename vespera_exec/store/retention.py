@@ -177,6 +177,7 @@ def _delete_some(db: sqlite3.Connection) -> tuple[int, bool]:
             deleted += gone if table == "events" else 0
         if room <= 0:
             break
+        db.execute("DELETE FROM segments WHERE stream = ?", (stream,))
         db.execute("DELETE FROM streams WHERE id = ?", (stream,))
         db.execute("DELETE FROM removals WHERE stream = ?", (stream,))
     return deleted, room <= 0
@@ -192,12 +193,15 @@ def _give_back(db: sqlite3.Connection) -> int:
 
 _PARTS = (
     ("events", "segment IN (SELECT id FROM segments WHERE stream = :stream)", "cursor"),
-    ("segments", "stream = :stream", "id"),
+    ("segments", "stream = :stream AND id <> :stream", "id"),
     ("samples", "execution = :stream", "rowid"),
     ("steps", "execution = :stream", "position"),
     ("checkpoints", "execution = :stream", "id"),
 )
-"""Table, which of its rows are a stream's, what tells these apart. Events go before what says whose they are."""
+"""Table, which of its rows are a stream's, what tells these apart. Events go before what says whose they are.
+
+A stream's first segment goes with the stream itself: the writer finds both by it, and gives its integer to no other.
+"""
 _LAST_CURSOR = "SELECT cursor FROM log WHERE stream = ? ORDER BY since DESC, sequence DESC LIMIT 1"
 _LAST = "(SELECT stream FROM log ORDER BY cursor DESC LIMIT 1)"
 _NOT_OLD = "({0}.ended = 0 OR {0}.completed IS NULL OR {0}.completed >= :before)"

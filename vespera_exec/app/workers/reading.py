@@ -34,7 +34,7 @@ def reports_of(said: views.WorkReport) -> list[ProgressReport | Report]:
     if (progress := _progress(said)) is not None:
         reports.append(progress)
     for name, value in said.metrics.items():
-        metric = clean(name)[:64] or None
+        metric = clean(name)[:64]  # an empty one is refused, as one of its own
         reports.append(ProgressReport(progress_type=ProgressType.CUSTOM, current=value, unit="custom", metric=metric))
     if said.log is not None:
         reports.append(Report(log=(MessageLevel(said.level), clean(said.log)[:MESSAGE_CHARACTERS], {})))

@@ -3,7 +3,8 @@
 Run: `python benchmarks/peers.py [PEERS_PYTHON]`. `PEERS_PYTHON` is an interpreter of an environment of its own
 that has `huey` and `pydocket`; without it, the peers' figures are those recorded on 2 noisy cores.
 A closed loop keeps 100 tasks under way. Every run is a fresh process; ours commits every event with
-`synchronous=FULL`, huey keeps the last value of each task in SQLite, docket keeps all in memory.
+`synchronous=FULL`, huey keeps the last value of each task in SQLite, docket keeps all in memory. The floor is a loop
+and a writer that do nothing but encode and commit as many events and rows as a task of ours has: no model, no engine.
 """
 
 from __future__ import annotations
@@ -126,18 +127,95 @@ asyncio.run(main())
 """
 
 
+FLOOR = """
+import asyncio, json, resource, sqlite3, sys, tempfile, threading, time
+import orjson
+tasks, reports, under_way = map(int, sys.argv[1:])
+EVENTS, SNAPSHOTS = 26, 4  # of one of our tasks: its events, and how often its task, execution and progress are written
+queue, waiting, lock, wake = [], [], threading.Lock(), threading.Event()
+db = sqlite3.connect(tempfile.mkdtemp() + "/floor.db", isolation_level=None, check_same_thread=False)
+for line in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL",
+             "CREATE TABLE events (cursor INTEGER PRIMARY KEY, task INTEGER, sequence INTEGER, body BLOB, "
+             "UNIQUE (task, sequence))", "CREATE TABLE states (id INTEGER PRIMARY KEY, doc TEXT)"):
+    db.execute(line)
+
+def write(loop):
+    while wake.wait() and queue is not None:
+        wake.clear()
+        with lock:
+            events, told = queue[:], waiting[:]
+            queue.clear(), waiting.clear()
+        if not told:
+            continue
+        db.execute("BEGIN")
+        db.executemany("INSERT INTO events (task, sequence, body) VALUES (?, ?, ?)", events)
+        touched = {task for task, _, _ in events}
+        states = [(3 * task + kind, "x" * size) for task in touched for kind, size in enumerate((600, 950, 430))]
+        db.executemany("INSERT INTO states VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET doc = excluded.doc", states)
+        db.execute("COMMIT")
+        loop.call_soon_threadsafe(lambda told=told: [each.set_result(None) for each in told if not each.done()])
+
+async def main():
+    loop = asyncio.get_running_loop()
+    threading.Thread(target=write, args=(loop,), daemon=True).start()
+    numbers, started = iter(range(tasks)), []
+
+    def record(task, sequence, message):
+        body = orjson.dumps({"event_id": "b5f5ceb8-59de-401f-ba63-a9486e4c5f45", "timestamp": time.time(),
+                             "type": "progress_update", "message": message, "progress": {"current": sequence},
+                             "details": {}, "task_id": str(task), "execution_id": "x" * 200, "sequence": sequence})
+        with lock:
+            queue.append((task, sequence, body))
+
+    async def on_disk():
+        future = loop.create_future()
+        with lock:
+            waiting.append(future)
+        wake.set()
+        await future
+
+    async def work(task):
+        for report in range(reports):
+            record(task, EVENTS - reports + report, "Working")
+            await asyncio.sleep(0)
+
+    async def client():
+        for task in numbers:
+            asked = time.perf_counter()
+            per_wait = (EVENTS - reports) // (SNAPSHOTS - 1)
+            for part in range(SNAPSHOTS - 1):
+                for each in range(per_wait):
+                    record(task, part * per_wait + each, "Queued")
+                if part < SNAPSHOTS - 2:
+                    await on_disk()
+            started.append(time.perf_counter() - asked)
+            await loop.create_task(work(task))
+            await on_disk()
+
+    began, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(client() for _ in range(under_way)))
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    started.sort()
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps([tasks * reports / wall, started[tasks // 2] * 1e3, cpu * 1000 / tasks, rss]))
+
+asyncio.run(main())
+"""
+
+
 def main(peers_python: str | None) -> int:
     measured: dict[str, list[Figures]] = {}
     for _ in range(ROUNDS):
         measured.setdefault("ours", []).append(in_a_process([sys.executable, __file__, "--ours"]))
+        numbers = [str(number) for number in (TASKS, REPORTS, UNDER_WAY)]
+        measured.setdefault("floor", []).append(in_a_process([sys.executable, "-c", FLOOR, *numbers]))
         for name, program in (("huey", HUEY), ("docket", DOCKET)):
             if peers_python is not None:
-                numbers = [str(number) for number in (TASKS, REPORTS, UNDER_WAY)]
                 measured.setdefault(name, []).append(in_a_process([peers_python, "-c", program, *numbers]))
     medians = {name: middle(rounds) for name, rounds in measured.items()}
     print(f"{TASKS} tasks x {REPORTS} reports, {UNDER_WAY} under way, medians of {ROUNDS} interleaved rounds")
     print("                   reports/s  start p50 ms  CPU s/1000 tasks  RSS MB")
-    for name in ("ours", "huey", "docket"):
+    for name in ("ours", "floor", "huey", "docket"):
         figures = medians.get(name, RECORDED.get(name))
         assert figures is not None
         mark = "" if name in medians else "  (recorded, not measured: no PEERS_PYTHON given)"

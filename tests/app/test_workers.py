@@ -201,7 +201,7 @@ async def test_a_metric_without_a_name_is_refused_and_leaves_the_progress_as_it_
         assert [each.reason for each in answer.refused] == ["a metric's name must be text that is not empty"]
         status = await vespera.get_status(ME, handle.task_id)
         assert status.session is not None
-        assert status.session.overall_progress.type == "percentage"
+        assert status.session.overall_progress.percentage == 54
 
 
 async def test_a_report_that_makes_no_sense_is_named_and_the_others_are_taken(

@@ -38,6 +38,12 @@ class Rejected(Exception):
     recoverable = False
 
 
+class NoScratch(OSError):
+    """The scratch folder cannot be made."""
+
+    failure_code = "SETUP_FAILED"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """To a question. `content` fits its form where `action` is "accept"; else it is None."""
@@ -99,9 +105,16 @@ class Context:
 
     @property
     def scratch(self) -> Path:
-        """A folder of its own, removed afterwards. In the engine's own loop it is made when it is first asked for."""
+        """A folder of its own, removed afterwards. In the engine's own loop it is made when it is first asked for.
+
+        Raises:
+            NoScratch: it cannot be made.
+        """
         if not self._scratch_is_made:
-            self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise NoScratch(f"The scratch folder cannot be made: {error}") from error
             self._scratch_is_made = True
         return self._scratch
 

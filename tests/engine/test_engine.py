@@ -347,6 +347,8 @@ async def test_a_cancel_ends_the_process_and_names_the_rung(data_dir: Path) -> N
         _, run = await here.submit(body)
         with anyio.fail_after(WITHIN):
             await ready.wait()
+            while not pids:  # it may be ready before `launch` has returned
+                await anyio.lowlevel.checkpoint()
         assert run.session.request_cancellation("enough")
         assert run.session.request_cancellation("really"), "a second request is accepted, too"
         life = await here.ended(run)

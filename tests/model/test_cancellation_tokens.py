@@ -10,10 +10,12 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from deadlines import WITHIN
 from model_harness import HandClock, running_session, undone
 
 from vespera_exec.errors import CancellationException, InvalidInput
 from vespera_exec.model.cancellation import CancellationToken
+from vespera_exec.model.clock import Clock
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.execution import EnhancedTaskExecution
 from vespera_exec.model.ledger import Ledger
@@ -21,6 +23,7 @@ from vespera_exec.model.session import ExecutionSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
 S = ExecutionStatus
 
@@ -43,6 +46,21 @@ def test_the_first_reason_wins() -> None:
 def test_a_token_cannot_be_copied_since_nobody_would_cancel_the_copy(copied: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError, match="cannot be copied"):
         copied(CancellationToken())
+
+
+def test_a_clock_that_waits_for_another_thread_holds_up_no_other_token() -> None:
+    others: list[bool] = []
+
+    def now() -> datetime:
+        other = threading.Thread(target=lambda: others.append(CancellationToken().cancel()), daemon=True)
+        other.start()
+        other.join(WITHIN / 10)
+        assert not other.is_alive()
+        return hand.now()
+
+    hand = HandClock()
+    assert CancellationToken(clock=Clock(now=now, monotonic=hand.clock.monotonic)).cancel()
+    assert others == [True]
 
 
 def test_an_id_is_never_empty() -> None:

@@ -100,6 +100,29 @@ async def test_a_callable_in_the_loop_has_a_scratch_folder_once_it_asks_for_it(t
     assert not folder.exists()
 
 
+async def test_a_scratch_folder_that_cannot_be_made_fails_the_setup_in_the_loop_too(tmp_path: Path) -> None:
+    def asks(context: Context) -> None:
+        assert context.scratch
+
+    async def asks_in_loop(context: Context) -> None:
+        asks(context)
+
+    async with bench(tmp_path) as made:
+        made.work.scratch.rmdir()
+        made.work.scratch.write_text("in the way")
+        in_loop = await RoleExecutor().execute_task_with_tracking(
+            made.work, Role.from_callable(asks_in_loop, in_loop=True), made.work
+        )
+    (tmp_path / "other").mkdir()
+    async with bench(tmp_path / "other") as made:
+        made.work.scratch.rmdir()
+        made.work.scratch.write_text("in the way")
+        with pytest.raises(ExecutionError) as caught:
+            await RoleExecutor().execute_task_with_tracking(made.work, Role.from_callable(asks, name="asks"), made.work)
+    assert in_loop.error_code == caught.value.failure_code == "SETUP_FAILED"
+    assert "The scratch folder cannot be made" in str(in_loop.error)
+
+
 async def test_what_a_callable_in_the_loop_leaves_behind_makes_no_scratch_folder_any_more(tmp_path: Path) -> None:
     left: list[Context] = []
 

@@ -200,13 +200,16 @@ class CancellationToken:
         return child
 
     def _cancel(self, reason: str, *, timed_out: bool) -> bool:
+        if self._cancelled_at is not None:
+            return False
+        now = self._clock.now()  # a stranger's clock, which may wait for another thread, is not read under the lock
         with _lock:
             if self._cancelled_at is not None:
                 return False
             self._reason = reason
             self._timed_out = timed_out
             # Last: whoever reads without the lock and sees it cancelled sees the reason, too.
-            self._cancelled_at = self._clock.now()
+            self._cancelled_at = now
             listeners, self._listeners = self._listeners, ()
             children, self._children = self._children, ()
         for child in children:

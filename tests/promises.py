@@ -101,7 +101,7 @@ PROMISES: dict[str, Promise] = {
         mutants=(
             Mutant(
                 file="vespera_exec/store/reading.py",
-                right="if zlib.crc32(body.encode()) != int(checksum):",
+                right="if zlib.crc32(body) != int(checksum):",
                 wrong="if not checksum:",
                 caught_by="store/test_progress_rows.py::test_progress_is_not_folded_from_a_damaged_log",
             ),

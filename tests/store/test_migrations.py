@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from stored import content, fill, opened
 
-from vespera_exec.errors import StoreError
+from vespera_exec.errors import StoreDamaged, StoreError
 from vespera_exec.model.enums import ExecutionStatus
 from vespera_exec.model.inputs import Question
 from vespera_exec.model.task import Task
@@ -102,6 +102,24 @@ async def test_a_log_from_before_segments_goes_on_in_them(data_dir: Path, tmp_pa
     assert [since for _, _, since in segments] == [last // 32 * 32 + 32, last // 32 * 32 + 64][: len(segments)]
     assert len(segments) >= 1
     assert {each.severity for each in examine(old)} == {"ok"}
+
+
+@pytest.mark.parametrize("document", ['{"sequence": 1.5}', '{"sequence": "x"}', '{"sequence": 1e30}', "[]", "no JSON"])
+async def test_one_damaged_progress_keeps_no_older_database_closed(
+    data_dir: Path, tmp_path: Path, document: str
+) -> None:
+    newer = tmp_path / "newer"
+    newer.mkdir(mode=0o700)
+    old = of_format(5, await fill(newer, tasks=2), data_dir / "vespera.db")
+    with closing(sqlite3.connect(old)) as db, db:
+        db.execute("UPDATE progress SET doc = ? WHERE id = (SELECT min(id) FROM progress)", (document,))
+    async with opened(data_dir) as store:
+        hurt, whole = sorted((await store.queries.list_tasks()).items, key=lambda row: row.task.title)
+        assert (hurt.percentage, whole.percentage) == (100.0, 100.0)
+        with pytest.raises(StoreDamaged):
+            await store.queries.get_execution(hurt.execution_id or "")
+        assert await store.queries.get_execution(whole.execution_id or "") is not None
+    assert "error" in {each.severity for each in examine(old)}
 
 
 @pytest.mark.promise("one_end")

@@ -121,3 +121,28 @@ async def test_progress_is_not_folded_from_a_damaged_log(data_dir: Path, change:
     async with opened(data_dir) as store:
         with pytest.raises(StoreDamaged):
             await store.queries.get_execution(session.session_id)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("flipped", [b"step\xa0", b"step\x00", b"step}", b"step\n"])
+async def test_a_flipped_bit_in_one_log_keeps_nobody_from_going_on(data_dir: Path, step: int, flipped: bytes) -> None:
+    async with opened(data_dir) as store:
+        sessions = [running(store), running(store)]
+        for session in sessions:
+            for number in range(5):
+                session.update_progress(number, message=f"step {number}")
+                await store.journal.sync()
+    damaged, whole = sessions
+    with closing(sqlite3.connect(data_dir / "vespera.db")) as db, db:
+        last = damaged.progress.sequence - 4 + step
+        where = "stream = (SELECT id FROM streams WHERE name = ?) AND sequence = ?"
+        ((cursor, body),) = db.execute(f"SELECT cursor, body FROM log WHERE {where}", (damaged.session_id, last))
+        spoilt = body.replace(b"step ", flipped, 1)
+        assert db.execute("UPDATE events SET body = ? WHERE cursor = ?", (spoilt, cursor)).rowcount == 1
+    async with opened(data_dir) as store:
+        left = {each.lifecycle.execution_id: each.progress for each in await store.queries.unfinished()}
+        assert left[whole.session_id] == whole.progress
+        if step < 4:  # what came after it is known
+            assert left[damaged.session_id] == damaged.progress
+        with pytest.raises(StoreDamaged):
+            await store.queries.get_execution(damaged.session_id)

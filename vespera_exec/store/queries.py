@@ -213,12 +213,15 @@ class Queries(PlanQueries):
             )
 
     async def unfinished(self) -> list[Unfinished]:
-        """What the last owner left, oldest first."""
+        """What the last owner left, oldest first; damaged progress of one keeps none of them from going on."""
         rows = await self._rows(_UNFINISHED)
         with self._decoding():
             return [
                 Unfinished(
-                    TaskRecord.from_dict(orjson.loads(task)), *_execution(row), request, moment_of(at) if at else None
+                    TaskRecord.from_dict(orjson.loads(task)),
+                    *_execution(row, spare=True),
+                    request,
+                    moment_of(at) if at else None,
                 )
                 for *row, task, request, at in rows
             ]
@@ -453,9 +456,9 @@ _UNFINISHED = (
 )
 
 
-def _execution(row: Sequence[Any]) -> tuple[Lifecycle, Progress]:
+def _execution(row: Sequence[Any], *, spare: bool = False) -> tuple[Lifecycle, Progress]:
     lifecycle, document, since, name = row[:4]
-    return Lifecycle.from_dict(orjson.loads(lifecycle)), progress_of(name, document, since)
+    return Lifecycle.from_dict(orjson.loads(lifecycle)), progress_of(name, document, since, spare=spare)
 
 
 def _of(where: Where, task_id: str | None, execution_id: str | None) -> None:

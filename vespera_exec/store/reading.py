@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import zlib
 from collections import deque
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import aiosqlite
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
     from pathlib import Path
 
+_log = logging.getLogger(__name__)
+
 _CONNECTIONS = 2
 _INT_LIMIT = 2**63
 _T = TypeVar("_T")
@@ -39,7 +42,8 @@ AND_THOSE_SINCE = (
 )
 """Of the `log` of a stream: the events after a sequence, from the segment on in which they begin."""
 PROGRESS = (
-    "p.doc, (SELECT group_concat(checksum || ' ' || CAST(body AS TEXT), char(10)) FROM (SELECT checksum, body FROM log "
+    "p.doc, (SELECT CAST(group_concat(checksum || ' ' || CAST(body AS TEXT), char(10)) AS BLOB) FROM "
+    "(SELECT checksum, body FROM log "
     f"WHERE stream = p.id AND {AND_THOSE_SINCE.format('p.id', 'p.sequence')} ORDER BY since, sequence))"
 )
 """Of a row `p` of `progress_docs`: two columns for `progress_of`, out of one snapshot."""
@@ -69,8 +73,11 @@ class Where:
         return f"WHERE {' AND '.join(self.conditions)}" if self.conditions else ""
 
 
-def progress_of(execution_id: str, document: str | None, since: str | None) -> Progress:
+def progress_of(execution_id: str, document: str | None, since: bytes | None, *, spare: bool = False) -> Progress:
     """How far an execution is: the whole that was last written, and the events since then folded into it.
+
+    `spare`: an event that cannot be read is logged and counts for its place alone, so that whoever takes the execution
+    over can go on.
 
     Raises:
         ValueError and others of `UNREADABLE`: they are not what anybody wrote, or do not follow each other.
@@ -78,15 +85,28 @@ def progress_of(execution_id: str, document: str | None, since: str | None) -> P
     if document is None:
         return Progress(execution_id=execution_id)
     progress = Progress.from_dict(orjson.loads(document))
-    for line in since.split("\n") if since else ():
-        checksum, _, body = line.partition(" ")
-        if zlib.crc32(body.encode()) != int(checksum):
-            raise ValueError(f"an event after {progress.sequence} does not match its checksum")
-        event = ExecutionEvent.from_stream_message(orjson.loads(body))
-        if event.sequence != progress.sequence + 1:
-            raise ValueError(f"event {event.sequence} does not follow {progress.sequence}")
-        progress = progress.evolve(event)
+    for line in since.split(b"\n") if since else ():
+        try:
+            event = _checked(line)
+            if event.sequence != progress.sequence + 1 and not spare:
+                raise ValueError(f"event {event.sequence} of {execution_id} does not follow {progress.sequence}")
+            progress = progress.evolve(event)
+        except UNREADABLE as fault:
+            if not spare:
+                raise
+            place = progress.sequence + 1
+            _log.warning(
+                "Event %d of execution %s is damaged, and its progress lacks it: %s", place, execution_id, fault
+            )
+            progress = replace(progress, sequence=place)
     return progress
+
+
+def _checked(line: bytes) -> ExecutionEvent:
+    checksum, _, body = line.partition(b" ")
+    if zlib.crc32(body) != int(checksum):
+        raise ValueError("an event does not match its checksum")
+    return ExecutionEvent.from_stream_message(orjson.loads(body))
 
 
 class Reader:

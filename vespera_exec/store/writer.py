@@ -122,17 +122,22 @@ class Writer:
         self._cursor = 0
         self._pages = 0
         self._checkpoint_failed = False
+        self._recalled = False
+        """False where the disk could not be read after a fault."""
         self.head = 0
         self.checkpoints = 0
         self.frames_in_wal = 0
         """How long the WAL was at the last checkpoint, in pages, those that were moved by then included."""
         self.tenure: int | None = None
         """The `owners.generation` on whose behalf it writes; once set, nothing is written after a later one."""
-        self._recall()
+        try:
+            self._recall()
+        except database.FAULTS as fault:
+            raise database.named(fault, path.name) from fault
 
     @property
     def pages_in_wal(self) -> int:
-        """An upper estimate of the pages written since the last checkpoint."""
+        """About how many pages were written since the last checkpoint; several times as many where rows lie apart."""
         return self._pages
 
     def write(self, decisions: Sequence[Decision]) -> Written:
@@ -236,6 +241,8 @@ class Writer:
 
     def _begin(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
+        if not self._recalled:
+            self._recall()
         if self.tenure is None:
             return
         (latest,) = self._db.execute("SELECT max(generation) FROM owners").fetchone()
@@ -285,18 +292,17 @@ class Writer:
         with suppress(sqlite3.Error):
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-        with suppress(sqlite3.Error):
+        with suppress(sqlite3.Error):  # then the next transaction does it
             self._recall()
 
     def _recall(self) -> None:
         """Know only what the database knows: what a rolled-back transaction taught is forgotten with it."""
         self._logs.clear()
-        try:
-            (self._cursor,) = self._db.execute("SELECT coalesce(max(cursor), 0) FROM events").fetchone()
-            (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM segments").fetchone()
-        except database.FAULTS as fault:
-            raise database.named(fault, self._path.name) from fault
+        self._recalled = False
+        (self._cursor,) = self._db.execute("SELECT coalesce(max(cursor), 0) FROM events").fetchone()
+        (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM segments").fetchone()
         self._next_segment = last + 1
+        self._recalled = True
         if not self._db.in_transaction:
             self.head = self._cursor
 

@@ -42,6 +42,6 @@ CREATE TABLE progress_docs (
 
 INSERT INTO progress SELECT id, percentage FROM progress_before;
 INSERT INTO progress_docs
-SELECT id, CASE WHEN json_valid(doc) THEN coalesce(json_extract(doc, '$.sequence'), 0) ELSE 0 END, doc
+SELECT id, CASE WHEN json_valid(doc) THEN CAST(coalesce(json_extract(doc, '$.sequence'), 0) AS INTEGER) ELSE 0 END, doc
 FROM progress_before;
 DROP TABLE progress_before;

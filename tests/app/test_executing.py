@@ -573,6 +573,22 @@ async def test_the_ids_of_an_earlier_attempt_mean_the_run(vespera: Vespera) -> N
     assert (await vespera.execute_task(ME, request)).status == "cancelled"
 
 
+async def test_a_list_and_a_status_say_the_same_percentage(vespera: Vespera) -> None:
+    async def third(context: Any) -> None:
+        context.progress(34)
+        await anyio.sleep_forever()
+
+    vespera.roles.add(in_loop("third", third))
+    handle = await vespera.execute_task(ME, Execute(title="A third", role="third"))
+    with anyio.fail_after(WITHIN):
+        while (await vespera.list_tasks(ME)).tasks[0].percentage != 50.4:
+            await anyio.lowlevel.checkpoint()
+    session = (await vespera.get_status(ME, handle.task_id)).session
+    assert session is not None
+    assert session.overall_progress.percentage == 50.4
+    await vespera.cancel(ME, handle.task_id, wait_ms=25_000)
+
+
 async def test_tasks_are_listed_by_their_own_status_and_by_that_of_their_execution(vespera: Vespera) -> None:
     handle = await vespera.execute_task(ME, command("sleep", "60"))
     await working(vespera, handle.task_id)

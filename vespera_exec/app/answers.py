@@ -97,7 +97,7 @@ class Answers:
                 status=row.task.status.value,
                 execution_status=row.execution_status.value if row.execution_status else None,
                 session_id=row.execution_id,
-                percentage=row.percentage,
+                percentage=present.rounded(row.percentage),
                 updated_at=row.task.updated_at or self.started_at,
             )
             for row in found.items

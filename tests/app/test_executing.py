@@ -578,7 +578,7 @@ async def test_a_list_and_a_status_say_the_same_percentage(vespera: Vespera) -> 
         context.progress(34)
         await anyio.sleep_forever()
 
-    vespera.roles.add(in_loop("third", third))
+    vespera.roles.add(in_loop("third", third, grace_seconds=0.1))
     handle = await vespera.execute_task(ME, Execute(title="A third", role="third"))
     with anyio.fail_after(WITHIN):
         while (await vespera.list_tasks(ME)).tasks[0].percentage != 50.4:

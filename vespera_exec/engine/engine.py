@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vespera_exec.engine.disk import Log
     from vespera_exec.engine.measuring import Sampler
     from vespera_exec.engine.plans.checkpoints import CheckpointReader
+    from vespera_exec.model.cancellation import CancellationToken
     from vespera_exec.model.session import ExecutionSession
 
 _log = logging.getLogger(__name__)
@@ -233,7 +234,8 @@ class Engine:
     def _heed(self, job: Job) -> None:
         """Let it leave when it is cancelled without a slot."""
         if job.session.cancellation_token is not None:
-            job.session.cancellation_token.on_cancel(lambda _: self._waiting.withdraw(job.key))
+            # One for each that waits: a closure would take twice as much.
+            job.session.cancellation_token.on_cancel(partial(_withdraw, self._waiting, job.key))
 
     # one execution
 
@@ -362,3 +364,7 @@ class Engine:
             del self._latest[task_id]
             if self._on_done is not None:
                 self._on_done(job)
+
+
+def _withdraw(waiting: Waiting, key: str, _: CancellationToken) -> None:
+    waiting.withdraw(key)

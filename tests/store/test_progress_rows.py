@@ -31,6 +31,13 @@ def running(store: Store) -> ExecutionSession:
     return session
 
 
+async def report(store: Store, session: ExecutionSession, *, times: int) -> None:
+    """Each on disk before the next."""
+    for number in range(times):
+        session.update_progress(number, message=f"step {number}")
+        await store.journal.sync()
+
+
 def documented(data_dir: Path) -> int:
     """The sequence of the only execution's whole progress."""
     with closing(sqlite3.connect(data_dir / "vespera.db")) as db:
@@ -57,9 +64,7 @@ async def test_progress_is_read_as_it_is_after_each_report(data_dir: Path) -> No
 async def test_what_has_ended_is_written_whole(data_dir: Path) -> None:
     async with opened(data_dir) as store:
         session = running(store)
-        for number in range(5):
-            session.update_progress(number, message=f"step {number}")
-            await store.journal.sync()
+        await report(store, session, times=5)
         assert documented(data_dir) < session.progress.sequence
         session.complete()
         await store.journal.sync()
@@ -69,9 +74,7 @@ async def test_what_has_ended_is_written_whole(data_dir: Path) -> None:
 async def test_the_next_owner_finds_progress_that_was_not_written_whole(data_dir: Path) -> None:
     async with opened(data_dir) as store:
         session = running(store)
-        for number in range(5):
-            session.update_progress(number, message=f"step {number}")
-            await store.journal.sync()
+        await report(store, session, times=5)
     assert documented(data_dir) < session.progress.sequence
     async with opened(data_dir) as store:
         (left,) = await store.queries.unfinished()
@@ -91,9 +94,7 @@ async def test_the_next_owner_finds_progress_that_was_not_written_whole(data_dir
 async def test_progress_that_is_not_the_fold_of_its_log_is_found(data_dir: Path, change: str) -> None:
     async with opened(data_dir) as store:
         session = running(store)
-        for number in range(20):
-            session.update_progress(number, message=f"step {number}")
-            await store.journal.sync()
+        await report(store, session, times=20)
     database = data_dir / "vespera.db"
     assert {each.severity for each in examine(database)} == {"ok"}
     with closing(sqlite3.connect(database)) as db, db:
@@ -113,9 +114,7 @@ async def test_progress_that_is_not_the_fold_of_its_log_is_found(data_dir: Path,
 async def test_progress_is_not_folded_from_a_damaged_log(data_dir: Path, change: str) -> None:
     async with opened(data_dir) as store:
         session = running(store)
-        for number in range(5):
-            session.update_progress(number, message=f"step {number}")
-            await store.journal.sync()
+        await report(store, session, times=5)
     with closing(sqlite3.connect(data_dir / "vespera.db")) as db, db:
         assert db.execute(change).rowcount > 0
     async with opened(data_dir) as store:
@@ -129,9 +128,7 @@ async def test_a_flipped_bit_in_one_log_keeps_nobody_from_going_on(data_dir: Pat
     async with opened(data_dir) as store:
         sessions = [running(store), running(store)]
         for session in sessions:
-            for number in range(5):
-                session.update_progress(number, message=f"step {number}")
-                await store.journal.sync()
+            await report(store, session, times=5)
     damaged, whole = sessions
     with closing(sqlite3.connect(data_dir / "vespera.db")) as db, db:
         last = damaged.progress.sequence - 4 + step
